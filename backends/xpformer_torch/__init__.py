@@ -1,0 +1,73 @@
+"""PyTorch tensors as plain arrays: no autograd, an independent BLAS, and CUDA where torch has it.
+
+``torch`` is the CPU, ``torch:cuda:0`` a GPU, ``torch:meta`` computes shapes only (no value can be asked for).
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+
+from xpformer.array import Array
+from xpformer.backend import Backend, Status
+from xpformer.errors import BackendError
+
+REPAIR = "pip install torch"
+
+
+class TorchBackend(Backend):
+    """Torch tensors that require no gradient."""
+
+    name = "torch"
+
+    def __init__(self, option: str = "") -> None:
+        super().__init__()
+        import array_api_compat.torch as xp
+        import torch
+
+        try:
+            device = torch.device(option or "cpu")
+            torch.empty(1, device=device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise BackendError(f"backend torch:{option} cannot be used: {reason}; try torch or torch:cuda:0") from error
+        self.option = option
+        self.xp, self.device = xp, device
+
+    @classmethod
+    def status(cls) -> Status:
+        """Usable where torch is installed."""
+        if find_spec("torch") is None:
+            return Status(False, "torch is not installed", REPAIR)
+        import torch
+
+        gpu = f"CUDA {torch.version.cuda}" if torch.cuda.is_available() else "CPU only"
+        return Status(True, f"torch {torch.__version__}, {gpu}")
+
+    def asarray(self, host: Any, dtype: str | None = None) -> Any:
+        """A copy on the device."""
+        array = np.array(host, order="C")
+        kind = self.dtype(dtype or array.dtype.name)
+        return self.xp.asarray(self.xp.from_dlpack(array) if array.ndim else array.item(), dtype=kind, copy=True).to(
+            self.device
+        )
+
+    def to_numpy(self, x: Array) -> np.ndarray:
+        """Waits for the device and copies."""
+        tensor: Any = x
+        return np.array(tensor.detach().cpu().numpy())
+
+    def synchronize(self) -> None:
+        """Wait for the GPU."""
+        import torch
+
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def memory(self) -> int:
+        """Bytes that torch has allocated on the GPU."""
+        import torch
+
+        return int(torch.cuda.memory_allocated(self.device)) if self.device.type == "cuda" else 0

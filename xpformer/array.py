@@ -1,0 +1,76 @@
+"""The array type that portable code is written against, and the namespace that an array belongs to."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import array_api_compat
+import numpy as np
+
+HostArray = np.ndarray
+"""An array on the host: initial weights, batches before they are copied, checkpoints."""
+
+
+class Array(Protocol):
+    """What xpformer uses of an array of the Python array API standard (2024.12)."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def ndim(self) -> int: ...
+    @property
+    def dtype(self) -> Any: ...
+    @property
+    def mT(self) -> Any: ...
+    def __add__(self, other: Any, /) -> Any: ...
+    def __radd__(self, other: Any, /) -> Any: ...
+    def __sub__(self, other: Any, /) -> Any: ...
+    def __rsub__(self, other: Any, /) -> Any: ...
+    def __mul__(self, other: Any, /) -> Any: ...
+    def __rmul__(self, other: Any, /) -> Any: ...
+    def __truediv__(self, other: Any, /) -> Any: ...
+    def __rtruediv__(self, other: Any, /) -> Any: ...
+    def __matmul__(self, other: Any, /) -> Any: ...
+    def __neg__(self) -> Any: ...
+    def __pow__(self, other: Any, /) -> Any: ...
+    def __lt__(self, other: Any, /) -> Any: ...
+    def __gt__(self, other: Any, /) -> Any: ...
+    def __le__(self, other: Any, /) -> Any: ...
+    def __ge__(self, other: Any, /) -> Any: ...
+    def __getitem__(self, key: Any, /) -> Any: ...
+    def __setitem__(self, key: Any, value: Any, /) -> None: ...
+
+
+_namespaces: dict[type, Any] = {}
+
+
+def namespace(x: Array) -> Any:
+    """The array-API namespace of ``x``, by its type (one dictionary look-up after the first array of a type)."""
+    xp = _namespaces.get(type(x))
+    if xp is None:
+        own = getattr(type(x), "__xpformer_namespace__", None)
+        xp = _namespaces[type(x)] = own if own is not None else array_api_compat.array_namespace(x)
+    return xp
+
+
+def device(x: Array) -> Any:
+    """The device that ``x`` lives on, as the ``device=`` argument of its namespace's creation functions."""
+    return array_api_compat.device(x)
+
+
+def is_floating(x: Array) -> bool:
+    """Whether ``x`` holds real floating-point numbers (only such arrays have gradients)."""
+    return bool(namespace(x).isdtype(x.dtype, "real floating"))
+
+
+def size(shape: tuple[int, ...]) -> int:
+    """The number of elements of an array of this shape."""
+    count = 1
+    for n in shape:
+        count *= n
+    return count
+
+
+def dtype_name(x: Array) -> str:
+    """``"float32"`` and the like, the same text on every backend."""
+    return str(x.dtype).rpartition(".")[2]

@@ -1,0 +1,175 @@
+"""A backend: one array library on one device, with the pairs and kernels that it replaces.
+
+A backend package is one module with a subclass of :class:`Backend`, announced by an entry point of the group
+``xpformer.backends``::
+
+    [project.entry-points."xpformer.backends"]
+    mylib = "xpformer_mylib:MyBackend"
+
+``get_backend("mylib:option")`` imports it and calls ``MyBackend("option")``.  The core names no array library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, ClassVar
+
+import numpy as np
+
+from xpformer.array import Array
+from xpformer.errors import BackendError, suggest
+from xpformer.functional._op import Kernel, Op, Pair
+
+GROUP = "xpformer.backends"
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """Where a backend is known to differ, declared once for the tests, the documentation and the command line."""
+
+    operation: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Status:
+    """What ``xpformer backends`` says of one backend."""
+
+    usable: bool
+    detail: str
+    """Library version and device, or what is missing."""
+    repair: str = ""
+    """The command that adds what is missing."""
+
+
+class Backend:
+    """One array library on one device.  The only place where arrays cross between host and device.
+
+    Subclasses set :attr:`name`, :attr:`xp` and :attr:`device`, and override what their library does differently.
+    """
+
+    name: ClassVar[str]
+    mutable: ClassVar[bool] = True
+    """Whether ``x[...] = y`` writes in place and slices are views."""
+    dtypes: ClassVar[tuple[str, ...]] = ("float32", "float64")
+    deviations: ClassVar[tuple[Deviation, ...]] = ()
+
+    def __init__(self, option: str = "") -> None:
+        """``option`` is what stands behind the colon of ``name:option``; empty means the default device."""
+        if option:
+            raise BackendError(f"backend {self.name} takes no option, got {self.name}:{option}; use {self.name}")
+        self.option = option
+        self.xp: Any = None
+        self.device: Any = None
+        self._pairs: Mapping[str, Sequence[Pair]] = {}
+        self._kernels: Mapping[str, Callable[..., Any]] = {}
+
+    @classmethod
+    def status(cls) -> Status:
+        """Whether the library is installed and has a usable device."""
+        raise NotImplementedError
+
+    @property
+    def spec(self) -> str:
+        """The text that :func:`get_backend` made this backend from."""
+        return f"{self.name}:{self.option}" if self.option else self.name
+
+    def __repr__(self) -> str:
+        return f"<backend {self.spec}>"
+
+    # ---- arrays -----------------------------------------------------------------------------------------------------
+
+    def dtype(self, name: str) -> Any:
+        """The library's dtype object of that name; raises :class:`~xpformer.errors.BackendError` if unsupported."""
+        if name not in self.dtypes and not name.startswith(("int", "uint", "bool")):
+            raise BackendError(f"backend {self.spec} has no dtype {name!r}; it trains in {', '.join(self.dtypes)}")
+        return getattr(self.xp, name)
+
+    def asarray(self, host: Any, dtype: str | None = None) -> Any:
+        """Copy a NumPy array (or number) to the device."""
+        array = np.ascontiguousarray(host) if np.ndim(host) else np.asarray(host)
+        kind = self.dtype(dtype or array.dtype.name)
+        return self.xp.asarray(array, dtype=kind, device=self.device, copy=True)
+
+    def to_numpy(self, x: Array) -> np.ndarray:
+        """Copy a device array to the host (waits for the device)."""
+        return np.array(x)
+
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> Any:
+        """An array of zeros on the device."""
+        return self.xp.zeros(shape, dtype=self.dtype(dtype), device=self.device)
+
+    def synchronize(self) -> None:
+        """Wait until the device has done all that was asked of it."""
+
+    def memory(self) -> int:
+        """Bytes in use on the device (0 where the library does not tell)."""
+        return 0
+
+    # ---- pairs and kernels ------------------------------------------------------------------------------------------
+
+    def pair(self, op: Op, arrays: Sequence[Array | None], options: Mapping[str, Any]) -> Pair:
+        """The pair that runs ``op`` on these arguments: the first replacement that covers them, else the portable."""
+        for pair in self._pairs.get(op.name, ()):
+            if pair.covers(*arrays, **options):
+                return pair
+        return op.portable
+
+    def kernel(self, kernel: Kernel) -> Callable[..., Any]:
+        """The function that runs ``kernel``: the replacement, else the portable one."""
+        return self._kernels.get(kernel.name, kernel.portable)
+
+    def replaced(self) -> dict[str, tuple[str, ...]]:
+        """What this backend replaces: operation or kernel name to the names of its pairs."""
+        pairs = {name: tuple(p.name for p in pairs) for name, pairs in self._pairs.items()}
+        return pairs | {name: (function.__name__,) for name, function in self._kernels.items()}
+
+
+def installed_backends() -> dict[str, EntryPoint]:
+    """Name to entry point of every backend package that is installed."""
+    return {point.name: point for point in sorted(entry_points(group=GROUP))}
+
+
+def backend_class(name: str) -> type[Backend]:
+    """Import the backend package of that name.
+
+    Raises:
+        BackendError: if there is none, or its library is not installed.
+    """
+    known = installed_backends()
+    if name not in known:
+        raise BackendError(f"unknown backend {name!r}; {suggest(name, known)}")
+    try:
+        loaded: type[Backend] = known[name].load()
+    except ImportError as error:
+        raise BackendError(f"backend {name} cannot be imported: {error}") from error
+    return loaded
+
+
+@cache
+def get_backend(spec: str) -> Backend:
+    """The backend of a text such as ``numpy``, ``numpy:portable``, ``torch:cuda:0`` or ``cupy:1``.
+
+    Raises:
+        BackendError: if it is unknown, not installed or has no usable device.  No other backend takes its place.
+    """
+    name, _, option = spec.partition(":")
+    cls = backend_class(name)
+    status = cls.status()
+    if not status.usable:
+        raise BackendError(f"backend {name} cannot be used: {status.detail}; {status.repair}")
+    return cls(option)
+
+
+def statuses(names: Iterable[str] | None = None) -> dict[str, Status]:
+    """The status of every installed backend package."""
+    found = {}
+    for name in names if names is not None else installed_backends():
+        try:
+            found[name] = backend_class(name).status()
+        except BackendError as error:
+            found[name] = Status(False, str(error))
+    return found

@@ -1,0 +1,45 @@
+"""The feed-forward part of a transformer block."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from xpformer import initializers as init
+from xpformer.layers._context import Context
+from xpformer.layers._layer import Layer
+from xpformer.parameters import Initializer
+from xpformer.layers.activation import Activation
+from xpformer.layers.dropout import Dropout
+from xpformer.layers.linear import Linear
+
+
+class MLP(Layer):
+    """``act(x W1 + b1) W2 + b2`` on each token, hidden width ``hidden``."""
+
+    def __init__(
+        self,
+        dim: int,
+        hidden: int,
+        *,
+        activation: str = "gelu",
+        dropout: float = 0.0,
+        weight_init: Initializer = init.xavier_uniform,
+        bias_init: Initializer = init.zeros,
+    ) -> None:
+        self.fc1 = Linear(dim, hidden, weight_init=weight_init, bias_init=bias_init)
+        self.activation = Activation(activation)
+        self.dropout1 = Dropout(dropout)
+        self.fc2 = Linear(hidden, dim, weight_init=weight_init, bias_init=bias_init)
+        self.dropout2 = Dropout(dropout)
+
+    def forward(self, x: Any, ctx: Context) -> Any:
+        """(..., dim) -> (..., dim)."""
+        x = self.activation.forward(self.fc1.forward(x, ctx), ctx)
+        x = self.fc2.forward(self.dropout1.forward(x, ctx), ctx)
+        return self.dropout2.forward(x, ctx)
+
+    def backward(self, dy: Any, ctx: Context) -> Any:
+        """``dx``."""
+        dy = self.fc2.backward(self.dropout2.backward(dy, ctx), ctx)
+        dy = self.activation.backward(self.dropout1.backward(dy, ctx), ctx)
+        return self.fc1.backward(dy, ctx)

@@ -1,0 +1,297 @@
+"""The Vision Transformer (Dosovitskiy et al. 2021, arXiv:2010.11929)."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from xpformer import initializers as init
+from xpformer.errors import ConfigError, ShapeError, suggest
+from xpformer.layers import (
+    Block,
+    ClassToken,
+    Context,
+    Conv2d,
+    ConvPatches,
+    Dropout,
+    FlattenPatches,
+    Head,
+    Layer,
+    LayerNorm,
+    Pool,
+    Positions,
+)
+from xpformer.layers.activation import ACTIVATIONS
+from xpformer.layers.position import POSITIONS
+from xpformer.layers.pooling import POOLS
+from xpformer.parameters import Initializer
+
+EMBEDDINGS = ("flatten", "conv", "stem")
+INITS = ("vit", "uniform")
+
+
+@dataclass(frozen=True)
+class ViTConfig:
+    """The shape of a :class:`ViT`.
+
+    Raises:
+        ConfigError: where options contradict each other, naming both.
+    """
+
+    image_size: int = 28
+    """Height and width of the square image, in pixels."""
+    channels: int = 1
+    classes: int = 10
+    embedding: str = "flatten"
+    """``flatten``: patches through a linear map; ``conv``: one convolution; ``stem``: several 3x3 convolutions."""
+    patch_size: int = 4
+    patch_stride: int = 0
+    """``conv`` only: step between patches; 0 means ``patch_size``, smaller lets patches overlap."""
+    stem_channels: tuple[int, ...] = (16,)
+    """``stem`` only: channels of the convolutions before the last (which has ``dim``)."""
+    stem_strides: tuple[int, ...] = (2, 2)
+    """``stem`` only: one stride for each convolution."""
+    stem_activation: str = "relu"
+    patch_norm: bool = False
+    """A layer norm on the embedded patches."""
+    positions: str = "learned"
+    """``learned``, ``sincos1d``, ``sincos2d`` or ``none``."""
+    pool: str = "token"
+    """``token``: a class token; ``mean`` of the tokens; ``flatten``: all tokens side by side."""
+    dim: int = 64
+    depth: int = 3
+    heads: int | tuple[int, ...] = 4
+    """The same for every block, or one number for each."""
+    mlp_ratio: float = 4.0
+    activation: str = "gelu"
+    """``gelu`` is the exact erf form, ``gelu_tanh`` the tanh form; they differ by up to 4.7e-4."""
+    qkv_bias: bool = True
+    attention_projection: bool = True
+    """The output projection of attention, which the reference MNIST model lacks."""
+    norm_eps: float = 1e-6
+    """1e-6 as in vit_jax and timm; Hugging Face uses 1e-12."""
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    drop_path: float = 0.0
+    """Rate of the last block; it rises linearly from 0 at the first."""
+    head_hidden: int = 0
+    """Width of a hidden layer in the head; 0 for none."""
+    head_activation: str = "tanh"
+    init: str = "vit"
+    """``vit``: Xavier-uniform matrices, zero biases and zero head; ``uniform``: U(-1/sqrt(in), 1/sqrt(in)) for all."""
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "channels", "classes", "patch_size", "dim", "depth"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} = {getattr(self, name)} is not positive")
+        for name, options in (
+            ("embedding", EMBEDDINGS),
+            ("positions", POSITIONS),
+            ("pool", POOLS),
+            ("activation", ACTIVATIONS),
+            ("stem_activation", ACTIVATIONS),
+            ("head_activation", ACTIVATIONS),
+            ("init", INITS),
+        ):
+            if getattr(self, name) not in options:
+                raise ConfigError(f"{name} = {getattr(self, name)!r} is unknown; {suggest(getattr(self, name), options)}")
+        for name in ("dropout", "attention_dropout", "drop_path"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ConfigError(f"{name} = {getattr(self, name)} is outside 0 <= rate < 1")
+        for name in ("patch_stride", "head_hidden"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} = {getattr(self, name)} is negative")
+        for name in ("mlp_ratio", "norm_eps"):
+            if not getattr(self, name) > 0.0:
+                raise ConfigError(f"{name} = {getattr(self, name)} is not positive")
+        if len(self.heads_per_block) != self.depth:
+            raise ConfigError(f"heads = {self.heads} names {len(self.heads_per_block)} blocks, depth = {self.depth}")
+        for heads in self.heads_per_block:
+            if heads < 1 or self.dim % heads:
+                raise ConfigError(f"heads = {heads} does not divide dim = {self.dim}")
+        if self.embedding == "flatten" and self.image_size % self.patch_size:
+            raise ConfigError(f"patch_size = {self.patch_size} does not divide image_size = {self.image_size}")
+        if self.embedding == "conv" and self.image_size < self.patch_size:
+            raise ConfigError(f"patch_size = {self.patch_size} is larger than image_size = {self.image_size}")
+        if self.embedding == "stem":
+            if len(self.stem_strides) != len(self.stem_channels) + 1:
+                raise ConfigError(
+                    f"stem_strides = {self.stem_strides} names {len(self.stem_strides)} convolutions, stem_channels = "
+                    f"{self.stem_channels} and the last one make {len(self.stem_channels) + 1}"
+                )
+            if min(self.stem_strides + self.stem_channels, default=1) < 1:
+                raise ConfigError("stem_channels and stem_strides must be positive")
+        if self.positions == "sincos2d" and self.dim % 4:
+            raise ConfigError(f"positions = 'sincos2d' needs dim to be a multiple of 4, got {self.dim}")
+
+    @property
+    def heads_per_block(self) -> tuple[int, ...]:
+        """Number of heads of each block."""
+        return (self.heads,) * self.depth if isinstance(self.heads, int) else tuple(self.heads)
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> ViTConfig:
+        """One of :data:`PRESETS`, with some fields changed.
+
+        Raises:
+            ConfigError: if the preset or a field is unknown.
+        """
+        if name not in PRESETS:
+            raise ConfigError(f"unknown preset {name!r}; {suggest(name, PRESETS)}")
+        fields = {field.name for field in dataclasses.fields(cls)}
+        for key in changes:
+            if key not in fields:
+                raise ConfigError(f"unknown ViT option {key!r}; {suggest(key, fields)}")
+        return dataclasses.replace(PRESETS[name], **changes)
+
+
+class ViT(Layer):
+    """Image to class logits: (B, channels, image_size, image_size) -> (B, classes).
+
+    Patches are embedded, positions added, ``depth`` pre-norm blocks applied, normalized, pooled and classified.
+
+    Args:
+        config: the shape.
+        seed: of the initial weights, which are drawn when the model is placed on a backend with ``.to()``.
+    """
+
+    def __init__(self, config: ViTConfig, *, seed: int = 0) -> None:
+        self.config, self.seed = config, seed
+        matrix: Initializer = init.xavier_uniform if config.init == "vit" else init.lecun_uniform
+        output: Initializer = init.zeros if config.init == "vit" else init.lecun_uniform
+        dim, token = config.dim, config.pool == "token"
+        self.embedding = patch_embedding(config, matrix)
+        grid = self.embedding.grid(config.image_size, config.image_size)
+        self.patch_norm = LayerNorm(dim, eps=config.norm_eps) if config.patch_norm else None
+        self.token = ClassToken(dim) if token else None
+        self.positions = Positions(config.positions, grid, dim, token=token)
+        self.dropout = Dropout(config.dropout)
+        self.blocks = [
+            Block(
+                dim,
+                heads,
+                round(dim * config.mlp_ratio),
+                activation=config.activation,
+                qkv_bias=config.qkv_bias,
+                projection=config.attention_projection,
+                dropout=config.dropout,
+                attention_dropout=config.attention_dropout,
+                drop_path=config.drop_path * i / max(1, config.depth - 1),
+                norm_eps=config.norm_eps,
+                weight_init=matrix,
+            )
+            for i, heads in enumerate(config.heads_per_block)
+        ]
+        self.norm = LayerNorm(dim, eps=config.norm_eps)
+        self.pool = Pool(config.pool)
+        inputs = dim * (grid[0] * grid[1] if config.pool == "flatten" else 1)
+        self.head = Head(
+            inputs,
+            config.classes,
+            hidden=config.head_hidden,
+            activation=config.head_activation,
+            weight_init=matrix,
+            output_init=output,
+        )
+
+    def forward(self, images: Any, ctx: Context) -> Any:
+        """(B, channels, image_size, image_size) -> (B, classes) logits."""
+        c = self.config
+        if images.ndim != 4 or tuple(images.shape[1:]) != (c.channels, c.image_size, c.image_size):
+            raise ShapeError(
+                f"ViT: images have shape {tuple(images.shape)}, expected (B, {c.channels}, {c.image_size}, {c.image_size})"
+            )
+        x = self.embedding.forward(images, ctx)  # (B, N, D)
+        if self.patch_norm is not None:
+            x = self.patch_norm.forward(x, ctx)
+        if self.token is not None:
+            x = self.token.forward(x, ctx)  # (B, 1 + N, D)
+        x = self.dropout.forward(self.positions.forward(x, ctx), ctx)
+        for block in self.blocks:
+            x = block.forward(x, ctx)
+        x = self.norm.forward(x, ctx)
+        return self.head.forward(self.pool.forward(x, ctx), ctx)  # (B, classes)
+
+    def backward(self, dlogits: Any, ctx: Context) -> Any:
+        """Leave the gradients in the context; returns the image's if ``ctx.input_gradient``, else ``None``."""
+        dx = self.pool.backward(self.head.backward(dlogits, ctx), ctx)
+        dx = self.norm.backward(dx, ctx)
+        for block in reversed(self.blocks):
+            dx = block.backward(dx, ctx)
+        dx = self.positions.backward(self.dropout.backward(dx, ctx), ctx)
+        if self.token is not None:
+            dx = self.token.backward(dx, ctx)
+        if self.patch_norm is not None:
+            dx = self.patch_norm.backward(dx, ctx)
+        return self.embedding.backward(dx, ctx)
+
+
+def patch_embedding(config: ViTConfig, matrix: Initializer) -> FlattenPatches | ConvPatches:
+    """The layer that turns images into tokens."""
+    if config.embedding == "flatten":
+        return FlattenPatches(config.channels, config.patch_size, config.dim, weight_init=matrix)
+    if config.embedding == "conv":
+        stride = config.patch_stride or config.patch_size
+        kernel = Conv2d(config.channels, config.dim, config.patch_size, stride=stride, weight_init=init.lecun_uniform)
+        return ConvPatches([kernel], config.stem_activation)
+    widths = (config.channels, *config.stem_channels, config.dim)
+    stem = [
+        Conv2d(widths[i], widths[i + 1], 3, stride=stride, padding=1) for i, stride in enumerate(config.stem_strides)
+    ]
+    return ConvPatches(stem, config.stem_activation)
+
+
+def _published(patch: int, dim: int, depth: int, heads: int, mlp_dim: int) -> ViTConfig:
+    """A size of the ViT paper (table 1) or its "How to train your ViT" sequel: 224 pixels, 1,000 classes."""
+    return ViTConfig(
+        image_size=224,
+        channels=3,
+        classes=1000,
+        embedding="conv",
+        patch_size=patch,
+        dim=dim,
+        depth=depth,
+        heads=heads,
+        mlp_ratio=mlp_dim / dim,
+    )
+
+
+_STEM = ViTConfig(
+    embedding="stem",
+    patch_norm=True,
+    pool="mean",
+    mlp_ratio=2.0,
+    activation="gelu_tanh",
+)
+
+PRESETS: dict[str, ViTConfig] = {
+    "tiny": ViTConfig(image_size=6, patch_size=2, dim=8, depth=2, heads=2, mlp_ratio=1.5, classes=3),
+    "digits": dataclasses.replace(_STEM, image_size=8, stem_channels=(32,), stem_strides=(1, 2)),
+    "quick": dataclasses.replace(_STEM, dim=64, depth=2),
+    "small": dataclasses.replace(_STEM, dim=64, depth=5),
+    "seed": ViTConfig(
+        embedding="flatten",
+        patch_norm=True,
+        positions="sincos1d",
+        pool="flatten",
+        dim=96,
+        depth=6,
+        heads=4,
+        mlp_ratio=2.0,
+        norm_eps=1e-5,
+        attention_projection=False,
+        head_hidden=96,
+        head_activation="relu",
+        init="uniform",
+    ),
+    "ti16": _published(16, 192, 12, 3, 768),
+    "s16": _published(16, 384, 12, 6, 1536),
+    "s32": _published(32, 384, 12, 6, 1536),
+    "b16": _published(16, 768, 12, 12, 3072),
+    "b32": _published(32, 768, 12, 12, 3072),
+    "l16": _published(16, 1024, 24, 16, 4096),
+    "l32": _published(32, 1024, 24, 16, 4096),
+    "h14": _published(14, 1280, 32, 16, 5120),
+}
+"""Named shapes; the published ones have golden parameter counts in the tests."""

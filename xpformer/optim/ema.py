@@ -1,0 +1,66 @@
+"""Exponential moving average of the weights (Polyak averaging)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from xpformer.array import Array, HostArray
+from xpformer.errors import ConfigError
+from xpformer.functional._op import Kernel
+from xpformer.optim.optimizer import Runner, in_turn, spans
+from xpformer.parameters import ParameterStore
+
+
+def _ema_step(average: Array, value: Array, *, rate: float) -> Array:
+    """``average + rate (value - average)``."""
+    moved: Array = average + rate * (value - average)
+    return moved
+
+
+ema_step = Kernel("ema_step", _ema_step)
+
+
+class EMA:
+    """``a' = d a + (1 - d) w`` after every update, with ``d = min(decay, (1 + step) / (10 + step))``.
+
+    The rising decay keeps the random initial weights out of the average (the rule of tf.train.ExponentialMovingAverage).
+    """
+
+    def __init__(self, store: ParameterStore, decay: float) -> None:
+        if not 0.0 < decay < 1.0:
+            raise ConfigError(f"ema = {decay} is outside 0 < decay < 1")
+        self.store, self.decay = store, decay
+        self.segments: list[Any] = [store.backend.xp.asarray(s.data, copy=True) for s in store.segments]
+
+    def update(self, step: int, *, run: Runner = in_turn, parts: int = 1) -> None:
+        """Take in the weights after the 1-based ``step``."""
+        rate = 1.0 - min(self.decay, (1 + step) / (10 + step))
+        kernel = self.store.backend.kernel(ema_step)
+        if not self.store.backend.mutable:
+            pairs = zip(self.segments, self.store.segments, strict=True)
+            self.segments = [kernel(average, s.data, rate=rate) for average, s in pairs]
+            return
+
+        def part(i: int, span: slice) -> None:
+            old = self.segments[i][span]
+            new = kernel(old, self.store.segments[i].data[span], rate=rate)
+            if new is not old:
+                self.segments[i][span] = new
+
+        run(
+            [
+                lambda i=i, span=span: part(i, span)
+                for i, average in enumerate(self.segments)
+                for span in spans(average.shape[0], parts)
+            ]
+        )
+
+    def to_host(self) -> dict[str, HostArray]:
+        """Parameter name to averaged values."""
+        return self.store.to_host(self.segments)
+
+    def load(self, values: Mapping[str, HostArray]) -> None:
+        """Take the average from host arrays; names and shapes must fit exactly."""
+        flats = self.store.flatten(values, "averaged weights")
+        self.segments = [self.store.backend.asarray(f, self.store.dtype) for f in flats]
