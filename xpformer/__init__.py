@@ -1,1 +1,63 @@
+"""Transformers with hand-written backward passes on the Python array API.
 
+>>> from xpformer import ViT, ViTConfig
+>>> model = ViT(ViTConfig.preset("small")).to("numpy")
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from xpformer.backend import Backend, get_backend
+    from xpformer.layers import Context, Gradients, Layer, Observer, Parameter
+    from xpformer.models.vit import ViT, ViTConfig
+    from xpformer.rng import Rng
+    from xpformer.training.config import TrainConfig
+    from xpformer.training.trainer import Trainer
+
+try:
+    __version__ = version("xpformer")
+except PackageNotFoundError:  # pragma: no cover  (a source tree that was never installed)
+    __version__ = "0+unknown"
+
+_HOMES = {
+    "Backend": "xpformer.backend",
+    "get_backend": "xpformer.backend",
+    "Context": "xpformer.layers",
+    "Gradients": "xpformer.layers",
+    "Layer": "xpformer.layers",
+    "Observer": "xpformer.layers",
+    "Parameter": "xpformer.layers",
+    "Rng": "xpformer.rng",
+    "TrainConfig": "xpformer.training.config",
+    "Trainer": "xpformer.training.trainer",
+    "ViT": "xpformer.models.vit",
+    "ViTConfig": "xpformer.models.vit",
+}
+
+__all__ = [
+    "Backend",
+    "Context",
+    "Gradients",
+    "Layer",
+    "Observer",
+    "Parameter",
+    "Rng",
+    "TrainConfig",
+    "Trainer",
+    "ViT",
+    "ViTConfig",
+    "__version__",
+    "get_backend",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that ``import xpformer`` and ``xpformer --help`` are quick."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'xpformer' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

@@ -54,6 +54,10 @@ class Backend:
     name: ClassVar[str]
     mutable: ClassVar[bool] = True
     """Whether ``x[...] = y`` writes in place and slices are views."""
+    shares_batch: ClassVar[bool] = False
+    """Whether training splits the batch over threads (else the library runs each operation in parallel itself)."""
+    host_memory: ClassVar[bool] = False
+    """Whether reading a value is free; elsewhere it waits for the device, and training avoids it."""
     dtypes: ClassVar[tuple[str, ...]] = ("float32", "float64")
     deviations: ClassVar[tuple[Deviation, ...]] = ()
 
@@ -117,6 +121,10 @@ class Backend:
             if pair.covers(*arrays, **options):
                 return pair
         return op.portable
+
+    def pairs(self, op: Op) -> tuple[Pair, ...]:
+        """Every pair of ``op`` that this backend has, in the order of choice, the portable one last."""
+        return (*self._pairs.get(op.name, ()), op.portable)
 
     def kernel(self, kernel: Kernel) -> Callable[..., Any]:
         """The function that runs ``kernel``: the replacement, else the portable one."""

@@ -21,6 +21,8 @@ class NumpyBackend(Backend):
     """NumPy arrays on the CPU."""
 
     name = "numpy"
+    shares_batch = True
+    host_memory = True
 
     def __init__(self, option: str = "") -> None:
         super().__init__()

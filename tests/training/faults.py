@@ -126,6 +126,7 @@ def kill_everywhere(scenario: str, source: Path, work: Path) -> int:
 
 
 if __name__ == "__main__":
+    fs._call = Faults()
     if sys.argv[1] == "loop":
         directory = Path(sys.argv[2])
         print("ready", flush=True)

@@ -28,6 +28,11 @@ so a row of dZ sums to zero, and a masked key, P[i, j] = 0, gets nothing: no mas
     dK = scale dZᵀ Q                                                        (8)
     dM = dZ, summed over the heads and sequences that shared M              (9)
 
+With dropout of the weights, P is replaced in (3) and (4) by
+R = P m / (1 - rate), with m the mask of :mod:`xpformer.functional.dropout`, and (5) gives dR, so that
+
+    dP = dR m / (1 - rate)                                                  (5')
+
 Key and value may have fewer heads G than the query's H (Ainslie et al. 2023, arXiv:2305.13245): query head h reads
 head h // (H / G).  The H / G query heads of one group are then simply more rows, (H / G) T of them, of one Q, and
 (4) and (8) add up over the group by themselves.
@@ -39,9 +44,11 @@ import math
 from typing import Any, NamedTuple
 
 from xpformer.array import Array, device, is_floating, namespace, size
-from xpformer.errors import ShapeError
+from xpformer.errors import ConfigError, ShapeError
 from xpformer.functional._op import Flops, Need, Op, needs
 from xpformer.functional.add_broadcast import repeats_to, sum_to
+from xpformer.functional.random_bits import check_rate, keep_mask
+from xpformer.rng import MaskKey
 
 
 class AttentionSaved(NamedTuple):
@@ -51,6 +58,8 @@ class AttentionSaved(NamedTuple):
     key: Array  # (..., S, G, d), for (7)
     value: Array  # (..., S, G, e), for (5)
     probabilities: Array  # (..., H, T, S), for (4) and (6): the exponentials are dearer than this memory
+    keep: Array | None  # (..., H, T, S) boolean, the dropout mask in (4) and (5'): a byte an element
+    keep_scale: float
     scale: float
     mask_shape: tuple[int, ...] | None  # of an additive mask, for (9)
 
@@ -63,6 +72,8 @@ def forward(
     *,
     causal: bool = False,
     scale: float | None = None,
+    dropout: float = 0.0,
+    dropout_key: MaskKey | None = None,
 ) -> tuple[Array, AttentionSaved]:
     """``Y = softmax(scale Q Kᵀ + M) V``.
 
@@ -76,9 +87,12 @@ def forward(
         causal: query i sees the keys j <= i + S - T: with S = T none that comes later, with S > T the last T keys
             are the queries' own.
         scale: 1 / sqrt(d) if not given.
+        dropout: rate at which attention weights are dropped; needs ``dropout_key``.
+        dropout_key: the random numbers of the dropout.
 
     Raises:
         ShapeError: if the shapes do not fit, or the mask is neither boolean nor of the query's dtype.
+        ConfigError: if dropout is not in [0, 1) or has no key.
     """
     if value.shape[:-1] != key.shape[:-1]:
         raise ShapeError(
@@ -86,10 +100,23 @@ def forward(
             f"as key {tuple(key.shape)}"
         )
     probabilities = attention_weights(query, key, mask, causal=causal, scale=scale)  # (..., H, T, S)
-    y = _ungroup(_group(probabilities, value) @ _swap(value), query)  # (3), (..., H, T, e)
+    keep, keep_scale = attention_keep(probabilities, dropout, dropout_key), 1.0 / (1.0 - dropout)
+    weights = _drop(probabilities, keep, keep_scale)
+    y = _ungroup(_group(weights, value) @ _swap(value), query)  # (3), (..., H, T, e)
     additive = mask is not None and is_floating(mask)
     mask_shape = tuple(mask.shape) if mask is not None and additive else None
-    return _swap(y), AttentionSaved(query, key, value, probabilities, _scale(query, scale), mask_shape)
+    scale = _scale(query, scale)
+    return _swap(y), AttentionSaved(query, key, value, probabilities, keep, keep_scale, scale, mask_shape)
+
+
+def attention_keep(probabilities: Array, rate: float, key: MaskKey | None) -> Array | None:
+    """The dropout mask of the attention weights, or ``None`` at rate 0."""
+    check_rate("attention", rate)
+    if rate == 0.0:
+        return None
+    if key is None:
+        raise ConfigError(f"attention: dropout is {rate}, but dropout_key is missing; pass the random numbers")
+    return keep_mask(probabilities, rate=rate, key=key)
 
 
 def attention_weights(
@@ -129,13 +156,15 @@ def backward(
 ) -> tuple[Array | None, Array | None, Array | None, Array | None]:
     """``dV = Pᵀ dY``, ``dZ = P (dP - rowsum(dP P))``, ``dQ = scale dZ K``, ``dK = scale dZᵀ Q``, ``dM = sum dZ``."""
     xp = namespace(dy)
-    query, key, value, probabilities, scale, mask_shape = saved
+    query, key, value, probabilities, keep, keep_scale, scale, mask_shape = saved
     dy_rows = _group(_swap(dy), key)  # (..., G, (H/G) T, e)
     dquery = dkey = dvalue = dmask = None
     if needs(need, "value"):
-        dvalue = _swap(_group(probabilities, key).mT @ dy_rows)  # (4)
+        weights = _drop(probabilities, keep, keep_scale)
+        dvalue = _swap(_group(weights, key).mT @ dy_rows)  # (4)
     if needs(need, "query", "key") or (mask_shape is not None and needs(need, "mask")):
-        dprobabilities = _ungroup(dy_rows @ _swap(value).mT, query)  # (5), (..., H, T, S)
+        dweights = _ungroup(dy_rows @ _swap(value).mT, query)  # (5), (..., H, T, S)
+        dprobabilities = _drop(dweights, keep, keep_scale)  # (5')
         mean = xp.sum(dprobabilities * probabilities, axis=-1, keepdims=True)  # term 2
         dscores = probabilities * (dprobabilities - mean)  # (6)
         if needs(need, "query"):
@@ -145,6 +174,14 @@ def backward(
         if mask_shape is not None and needs(need, "mask"):
             dmask = sum_to(dscores, mask_shape)  # (9)
     return dquery, dkey, dvalue, dmask
+
+
+def _drop(x: Array, keep: Array | None, scale: float) -> Array:
+    """``x m / (1 - rate)``, or ``x`` without dropout."""
+    if keep is None:
+        return x
+    dropped: Array = namespace(x).where(keep, x * scale, 0.0)
+    return dropped
 
 
 def _swap(x: Array) -> Array:

@@ -140,26 +140,30 @@ def _unfold(x: Array, axes: tuple[Axis, Axis], groups: int) -> Array:
 
 
 def _fold(dcolumns: Array, axes: tuple[Axis, Axis], channels: int, count: int) -> Array:
-    """(6) along columns, then rows: dU (g, C/g p q, n H' W') -> dx (n, C, H, W)."""
+    """(6) along rows, then columns: dU (g, C/g p q, n H' W') -> dx (n, C, H, W)."""
     xp = namespace(dcolumns)
     rows, columns = axes
     du = xp.reshape(dcolumns, (channels, rows.kernel, columns.kernel, count, rows.places, columns.places))
-    du = _fold_axis(xp.permute_dims(du, (0, 1, 3, 4, 2, 5)), columns)  # (C, p, n, H', W)
-    dx: Array = _fold_axis(xp.permute_dims(du, (2, 0, 4, 1, 3)), rows).mT  # (n, C, H, W)
+    du = _fold_axis(du, rows)  # (C, q, n, H, W')
+    du = _fold_axis(du, columns)  # (C, n, H, W)
+    dx: Array = xp.permute_dims(du, (1, 0, 2, 3))
     return dx
 
 
 def _fold_axis(du: Array, axis: Axis) -> Array:
-    """(7): dU (..., kernel, places) -> du (..., length)."""
+    """(7): dU (., kernel, ., ., places, ...) -> du (., ., ., length, ...)."""
     xp = namespace(du)
-    shifts = -(-axis.kernel // axis.stride)  # how many a there are
-    du = _pad(du, du.ndim - 2, 0, shifts * axis.stride - axis.kernel)
-    du = xp.reshape(du, (*du.shape[:-2], shifts, axis.stride, axis.places))  # (..., a, r, h)
-    terms = [_pad(du[..., a, :, :], du.ndim - 2, a, shifts - 1 - a) for a in range(shifts)]  # (..., r, m)
-    laced = reduce(add, terms).mT  # (..., m, r)
-    reached = laced.shape[-2] * axis.stride
-    du = xp.reshape(laced, (*laced.shape[:-2], reached))
-    return _pad(du, du.ndim - 1, -axis.before, axis.before + axis.length - reached)
+    kernel, stride = axis.kernel, axis.stride
+    last = (kernel - 1) // stride  # the greatest a
+    sums = [
+        reduce(add, [_pad(du[:, i, ...], 3, a, last - a) for a, i in enumerate(range(r, kernel, stride))])
+        for r in range(min(kernel, stride))
+    ]
+    sums += [xp.zeros_like(sums[0])] * (stride - kernel)  # pixels between the kernels
+    laced = xp.stack(sums, axis=4)  # (., ., ., m, r, ...)
+    reached = laced.shape[3] * stride
+    du = xp.reshape(laced, (*laced.shape[:3], reached, *laced.shape[5:]))
+    return _pad(du, 3, -axis.before, axis.before + axis.length - reached)
 
 
 def _pad(x: Array, axis: int, before: int, after: int) -> Array:

@@ -99,7 +99,7 @@ def forward(
 
 
 def backward(dy: Array, saved: CrossEntropySaved, *, need: Need = None) -> tuple[Array | None, Array | None]:
-    """``dlogits = (Q p - q) dy / n``; the gradient (7) of soft targets only where ``need`` names ``"targets"``."""
+    """``dlogits = (Q p - q) dy / n``, and the gradient (7) of soft targets."""
     logits, targets, maximum, total, keep, denominator, smoothing = saved
     xp = namespace(logits)
     soft = is_floating(targets)
@@ -111,12 +111,12 @@ def backward(dy: Array, saved: CrossEntropySaved, *, need: Need = None) -> tuple
             mass = _smooth(xp.sum(targets, axis=-1, keepdims=True), smoothing, 1)  # Q
             dlogits = (mass * p - _smooth(targets, smoothing, logits.shape[-1])) * scale  # (6)
         else:
-            classes = xp.arange(logits.shape[-1], dtype=targets.dtype, device=device(logits))
-            own = xp.expand_dims(targets, axis=-1) == classes
+            classes = xp.arange(logits.shape[-1], dtype=xp.int64, device=device(logits))
+            own = xp.expand_dims(xp.astype(targets, xp.int64), axis=-1) == classes
             dlogits = (xp.where(own, p - (1.0 - smoothing), p) - smoothing / logits.shape[-1]) * scale  # (6)
         if keep is not None:
             dlogits = xp.where(xp.expand_dims(keep, axis=-1), dlogits, 0.0)
-    if soft and need is not None and "targets" in need:
+    if soft and needs(need, "targets"):
         dtargets = ((logits - maximum) - xp.log(total)) * (-(1.0 - smoothing) * scale)  # (7)
     return dlogits, dtargets
 

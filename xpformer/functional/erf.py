@@ -42,7 +42,8 @@ _FAR = 29.0  # exp(-29²) is 0 in float64
 def portable(x: Array) -> Array:
     """``erf(x)`` elementwise, in the dtype of x.
 
-    Against mpmath on a million points: at most 0.00 ulp in float64, 0.00 in float32, over the whole line.
+    Over the whole line at most 1.5 ulp from the true value, in float64 (a million points against mpmath) and in
+    float32; exact at 0 (with its sign), at infinity, and NaN at NaN.
     """
     xp = namespace(x)
     near = _inner(x)  # (2)
@@ -54,8 +55,8 @@ def portable(x: Array) -> Array:
 def normal(x: Array) -> tuple[Array, Array]:
     """``Phi(x) = erfc(-x/√2) / 2`` and ``phi(x) = exp(-x²/2) / √(2π)``, the normal distribution and its density.
 
-    Phi keeps its relative accuracy where it is small: the only error that grows is that of the rounded x² in the
-    exponential, as an error of x itself by a quarter of an ulp would make it grow.
+    Phi is not taken from 1 + erf where that would cancel, so it keeps its digits where it is small.  One error grows
+    there, that of the rounded x²: some x²/4 ulp of Phi, less than what half an ulp of x changes.
     """
     xp = namespace(x)
     gaussian = xp.exp(-0.5 * (x * x))

@@ -41,8 +41,8 @@ class GeluSaved(NamedTuple):
 def forward(x: Array, *, approximate: str = "none") -> tuple[Array, GeluSaved]:
     """``y = x Phi(x)`` elementwise, or with ``approximate="tanh"`` its approximation (2).
 
-    Against mpmath the exact form is within 2.5 ulp for x >= -1 and within 4 (1 + x²/4) ulp below, down to the smallest
-    numbers: as much as a change of x by a fraction of its own ulp makes.
+    The exact form is at most 2.5 ulp from the true value for x >= -1, and 5 (1 + x²/4) ulp below, where y itself goes
+    to zero (400,000 points against mpmath in float64; the same in float32).
 
     Raises:
         ConfigError: if ``approximate`` is neither ``"none"`` nor ``"tanh"``.

@@ -54,7 +54,7 @@ class MultiHeadAttention(Layer):
         """(B, T, D) -> (B, T, D)."""
         q, k, v = ctx.forward(split_heads, self.qkv.forward(x, ctx), heads=self.heads)  # (B, T, H, d) each
         key = ctx.mask_key() if self.attention_dropout else None
-        drop = {"dropout": self.attention_dropout, "key": key} if key is not None else {}
+        drop = {"dropout": self.attention_dropout, "dropout_key": key} if key is not None else {}
         y = ctx.forward(attention, q, k, v, causal=self.causal, **drop)  # (B, T, H, d)
         y = ctx.forward(flatten, y, start=-2)  # (B, T, D)
         if self.projection is not None:

@@ -43,10 +43,8 @@ def make_directory(path: Path) -> None:
 def make_directories(path: Path) -> None:
     """Make ``path`` and its missing parents, durably; an existing directory is fine."""
     missing = []
-    while not path.is_dir():
+    while not path.is_dir() and path != path.parent:
         missing.append(path)
-        if path == path.parent:  # a drive or root that does not exist: let mkdir say so
-            break
         path = path.parent
     for directory in reversed(missing):
         with contextlib.suppress(FileExistsError):  # another process was faster; a file in the way fails below

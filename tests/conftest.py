@@ -1,0 +1,75 @@
+"""What every test gets: small thread counts, the matrix of backends, data, random numbers."""
+
+from __future__ import annotations
+
+import os
+
+for _variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_variable, "1")
+
+from pathlib import Path  # noqa: E402  (the threads are counted when NumPy is imported)
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+from tests.readonly import ReadOnlyBackend  # noqa: E402
+from xpformer.backend import Backend, get_backend  # noqa: E402
+from xpformer.errors import BackendError  # noqa: E402
+from xpformer.rng import host_generator  # noqa: E402
+
+MATRIX = ("readonly", "numpy", "numpy:portable", "strict", "torch")
+"""Every operation, layer and model runs through these; ``readonly`` is NumPy with all arrays frozen."""
+
+
+def backend_or_skip(spec: str) -> Backend:
+    """The backend; without its library the test is skipped, or fails where XPFORMER_REQUIRE_BACKENDS names it."""
+    if spec == "readonly":
+        return ReadOnlyBackend()
+    try:
+        return get_backend(spec)
+    except BackendError as error:
+        required = os.environ.get("XPFORMER_REQUIRE_BACKENDS", "").replace(" ", "").split(",")
+        if spec.partition(":")[0] in required:
+            pytest.fail(f"XPFORMER_REQUIRE_BACKENDS names {spec}: {error}")
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_torch_thread() -> None:
+    try:
+        import torch
+    except ImportError:
+        return
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(params=MATRIX)
+def backend(request: pytest.FixtureRequest) -> Backend:
+    """Each backend of the matrix.  A declared deviation in the operation ``op`` of the test is a strict xfail."""
+    found = backend_or_skip(request.param)
+    operation = request.node.callspec.params.get("op")
+    for deviation in found.deviations:
+        if deviation.operation == operation:
+            request.applymarker(pytest.mark.xfail(reason=deviation.reason, strict=True))
+    return found
+
+
+@pytest.fixture(scope="session")
+def portable() -> Backend:
+    """NumPy without replaced pairs."""
+    return get_backend("numpy:portable")
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Random numbers, the same in every run."""
+    return host_generator(0, "tests")
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder with the four MNIST files."""
+    folder = os.environ.get("XPFORMER_DATA")
+    if not folder:
+        pytest.skip("set XPFORMER_DATA to a folder with the MNIST files")
+    return Path(folder)

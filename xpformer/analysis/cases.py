@@ -1,0 +1,413 @@
+"""One table of arguments for every operation, kernel and layer: for the gradient check, the comparison of backends and
+the tests.
+
+The rules that make a case able to find a mistake (each is shown by a planted mistake in the tests):
+
+- every option of the operation has a case;
+- all dimensions are distinct and at least 2, so that no transposed or wrongly summed axis fits by chance;
+- weights and biases are random: with a norm's weight at its initial one, a forgotten weight is never found;
+- no argument lies where the function has no derivative.
+
+A *shape* case (one token, one sample, an empty batch) breaks these rules and is there for its shape; it is left out of
+the gradient check.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xpformer.analysis.layer_cases import LAYERS, LayerCase
+from xpformer.array import HostArray
+from xpformer.rng import MaskKey, host_generator
+
+__all__ = ["CASES", "KERNEL_CASES", "LAYERS", "Arguments", "Case", "Generator", "LayerCase"]
+
+Generator = np.random.Generator
+
+
+class Arguments(NamedTuple):
+    """What an operation or kernel is called with: float64, integer or boolean host arrays (or ``None``), options."""
+
+    arrays: tuple[Any, ...]
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Named arguments of one operation or kernel."""
+
+    name: str
+    make: Callable[[Generator], Arguments]
+    shape_only: bool = False
+    """Whether the case is there for its shape and exempt from the gradient check."""
+
+    def draw(self, seed: int = 0) -> Arguments:
+        """The arguments, the same for the same seed."""
+        return self.make(host_generator(seed, "case", self.name))
+
+
+def case(name: str, *arrays: Any, shape_only: bool = False, **options: Any) -> Case:
+    """A case whose arrays are given as shapes (normal numbers), as functions of a generator, or as they are."""
+
+    def make(generator: Generator) -> Arguments:
+        return Arguments(tuple(_array(generator, a) for a in arrays), options)
+
+    return Case(name, make, shape_only)
+
+
+def shape_case(name: str, *arrays: Any, **options: Any) -> Case:
+    """A case that is there for its shape."""
+    return case(name, *arrays, shape_only=True, **options)
+
+
+def _array(generator: Generator, given: Any) -> Any:
+    if isinstance(given, tuple):
+        return np.asarray(generator.standard_normal(given))
+    return given(generator) if callable(given) else given
+
+
+def away_from_zero(*shape: int) -> Callable[[Generator], HostArray]:
+    """Normal numbers, none nearer to zero than 0.1."""
+
+    def make(generator: Generator) -> HostArray:
+        x = generator.standard_normal(shape)
+        return np.asarray(x + np.copysign(0.1, x))
+
+    return make
+
+
+def wide(*shape: int, scale: float = 3.0) -> Callable[[Generator], HostArray]:
+    """Normal numbers of this standard deviation."""
+    return lambda generator: scale * generator.standard_normal(shape)
+
+
+def uniform(*shape: int) -> Callable[[Generator], HostArray]:
+    """Numbers in [0, 1)."""
+    return lambda generator: generator.uniform(size=shape)
+
+
+def shares(*shape: int) -> Callable[[Generator], HostArray]:
+    """Positive rows that sum to one."""
+    return lambda generator: np.asarray(generator.dirichlet(np.ones(shape[-1]), shape[:-1]))
+
+
+def integers(high: int, *shape: int, dtype: str = "int64", holes: int | None = None) -> Callable[[Generator], HostArray]:
+    """Integers in [0, high), about a third of them replaced by ``holes`` if that is given."""
+
+    def make(generator: Generator) -> HostArray:
+        x = generator.integers(0, high, shape)
+        if holes is not None:
+            x = np.where(generator.permutation(x.size).reshape(shape) % 3 == 0, holes, x)
+        return x.astype(dtype)
+
+    return make
+
+
+def allowed(*shape: int, empty_row: bool = False) -> Callable[[Generator], HostArray]:
+    """A boolean mask with at least one key a row, or with one query row (..., T, S) that sees no key."""
+
+    def make(generator: Generator) -> HostArray:
+        mask = generator.uniform(size=shape) < 0.6
+        mask[..., 0] = True
+        if empty_row:
+            mask[..., 1, :] = False
+        return mask
+
+    return make
+
+
+def additive(*shape: int, masked: bool = False, empty_row: bool = False) -> Callable[[Generator], HostArray]:
+    """Numbers to add to the scores, -inf for some if ``masked``."""
+
+    def make(generator: Generator) -> HostArray:
+        scores = generator.standard_normal(shape)
+        keep = allowed(*shape, empty_row=empty_row)(generator)
+        return np.asarray(np.where(keep, scores, -np.inf) if masked else scores)
+
+    return make
+
+
+_KEY = MaskKey(0x9E3779B9, 0x7F4A7C15)
+_LATE_KEY = MaskKey(0x12345678, 0xFEDCBA98, first_sample=2**31)
+
+_QKV = ((3, 5, 4, 6), (3, 7, 4, 6), (3, 7, 4, 8))  # B=3 T=5 S=7 H=4 d=6 e=8
+_GROUPED = ((3, 5, 4, 6), (3, 7, 2, 6), (3, 7, 2, 8))  # G=2
+_SELF = ((3, 5, 4, 6), (3, 5, 4, 6), (3, 5, 4, 8))
+
+CASES: dict[str, tuple[Case, ...]] = {
+    "add_broadcast": (
+        case("table", (2, 3, 5), (3, 5)),
+        case("vector", (2, 3, 5), (5,)),
+        case("kept axis", (2, 3, 5), (2, 1, 5)),
+        case("inner axes", (2, 3, 5, 7), (3, 1, 7)),
+        case("same shape", (2, 3), (2, 3)),
+        shape_case("number", (2, 3), ()),
+        shape_case("empty batch", (0, 3, 5), (3, 5)),
+    ),
+    "attention": (
+        case("plain", *_QKV),
+        case("scale", *_QKV, scale=0.3),
+        case("causal", *_SELF, causal=True),
+        case("causal with earlier keys", *_QKV, causal=True),
+        case("two leading axes", (2, 3, 5, 4, 6), (2, 3, 7, 4, 6), (2, 3, 7, 4, 8)),
+        case("no leading axis", (5, 4, 6), (7, 4, 6), (7, 4, 8)),
+        case("grouped", *_GROUPED),
+        case("grouped causal", *_GROUPED, causal=True),
+        case("boolean mask", *_QKV, allowed(5, 7)),
+        case("padding mask", *_QKV, allowed(3, 1, 1, 7)),
+        case("additive mask", *_QKV, additive(4, 5, 7)),
+        case("additive mask a sequence", *_QKV, additive(3, 1, 5, 7)),
+        case("additive mask with -inf", *_QKV, additive(5, 7, masked=True)),
+        case("grouped additive mask causal", *_GROUPED, additive(4, 1, 7), causal=True, scale=0.5),
+        case("dropout", *_QKV, dropout=0.3, dropout_key=_KEY),
+        case("grouped causal dropout of late samples", *_GROUPED, causal=True, dropout=0.3, dropout_key=_LATE_KEY),
+        case("rows that see nothing", *_QKV, allowed(5, 7, empty_row=True)),
+        case("rows of -inf", *_QKV, additive(5, 7, masked=True, empty_row=True)),
+        case("more queries than keys, causal", (3, 7, 4, 6), (3, 5, 4, 6), (3, 5, 4, 8), causal=True),
+        shape_case("one token", (3, 1, 4, 6), (3, 1, 4, 6), (3, 1, 4, 8)),
+        shape_case("one query", (3, 1, 4, 6), (3, 7, 4, 6), (3, 7, 4, 8), causal=True),
+        shape_case("one sample", (1, 5, 4, 6), (1, 7, 4, 6), (1, 7, 4, 8)),
+        shape_case("one head", (3, 5, 1, 6), (3, 7, 1, 6), (3, 7, 1, 8)),
+        shape_case("empty batch", (0, 5, 4, 6), (0, 7, 4, 6), (0, 7, 4, 8)),
+        shape_case("sixteen tokens", (2, 16, 4, 16), (2, 16, 4, 16), (2, 16, 4, 16)),
+    ),
+    "bce_with_logits": (
+        case("plain", wide(3, 5), uniform(3, 5)),
+        case("denominator", wide(3, 5), uniform(3, 5), denominator=40),
+        shape_case("empty batch", (0, 5), (0, 5)),
+    ),
+    "conv2d": (
+        case("plain", (2, 3, 7, 8), (4, 3, 2, 5), (4,)),
+        case("no bias", (2, 3, 7, 8), (4, 3, 2, 5), None),
+        case("stride", (2, 3, 9, 8), (4, 3, 2, 5), (4,), stride=2),
+        case("stride and padding", (2, 3, 7, 8), (4, 3, 3, 5), (4,), stride=2, padding=1),
+        case("pairs", (2, 3, 7, 10), (4, 3, 2, 5), (4,), stride=(2, 3), padding=(1, 2)),
+        case("stride leaves a rest", (2, 3, 8, 11), (4, 3, 3, 2), (4,), stride=(4, 3)),
+        case("patches", (2, 3, 6, 8), (5, 3, 2, 4), (5,), stride=(2, 4)),
+        case("same, even kernel", (2, 3, 7, 8), (5, 3, 4, 2), (5,), padding="same"),
+        case("valid", (2, 3, 7, 8), (5, 3, 4, 2), (5,), padding="valid"),
+        case("groups", (2, 6, 7, 8), (4, 3, 2, 5), (4,), groups=2),
+        case("a group a channel", (2, 3, 7, 8), (6, 1, 4, 5), (6,), groups=3, padding=1, stride=2),
+        case("two leading axes", (2, 5, 3, 6, 7), (4, 3, 2, 3), (4,)),
+        case("no leading axis", (3, 6, 7), (4, 3, 2, 5), (4,)),
+        case("stem", (2, 3, 9, 8), (4, 3, 3, 3), (4,), stride=2, padding=1),
+        case("kernel of one", (2, 3, 5, 6), (4, 3, 1, 1), (4,), stride=2),
+        shape_case("one sample", (1, 3, 7, 8), (4, 3, 2, 5), (4,), padding=1),
+        shape_case("one channel", (2, 1, 7, 8), (1, 1, 3, 3), (1,), padding=1),
+        shape_case("one place", (2, 3, 4, 5), (6, 3, 4, 5), (6,)),
+        shape_case("empty batch", (0, 3, 7, 8), (4, 3, 2, 5), (4,), padding=1),
+    ),
+    "cross_entropy": (
+        case("classes", wide(4, 6), integers(6, 4)),
+        case("classes in rows", wide(2, 3, 5), integers(5, 2, 3)),
+        case("int32", wide(4, 6), integers(6, 4, dtype="int32")),
+        case("label smoothing", wide(4, 6), integers(6, 4), label_smoothing=0.2),
+        case("ignored rows", wide(9, 6), integers(6, 9, holes=-100)),
+        case("another ignored class", wide(9, 6), integers(6, 9, holes=2), ignore_index=2, label_smoothing=0.1),
+        case("none ignored", wide(4, 6), integers(6, 4), ignore_index=None),
+        case("denominator", wide(9, 6), integers(6, 9, holes=-100), denominator=20, label_smoothing=0.1),
+        case("soft", wide(4, 6), shares(4, 6)),
+        case("soft smoothed", wide(4, 6), shares(4, 6), label_smoothing=0.3, denominator=7),
+        case("soft of another sum", wide(2, 3, 5), uniform(2, 3, 5), label_smoothing=0.1),
+        shape_case("large logits", wide(4, 6, scale=300.0), integers(6, 4)),
+        shape_case("one row", wide(1, 6), integers(6, 1)),
+        shape_case("one class", wide(4, 1), integers(1, 4)),
+        shape_case("all ignored", wide(4, 6), np.full(4, -100)),
+        shape_case("empty batch", (0, 6), integers(6, 0)),
+        shape_case("empty batch, soft", (0, 6), (0, 6)),
+    ),
+    "drop_path": (
+        case("plain", (11, 3, 4), rate=0.4, key=_KEY),
+        case("late samples", (11, 3, 4), rate=0.4, key=_LATE_KEY),
+        case("rate 0", (5, 3, 4), rate=0.0, key=_KEY),
+        shape_case("one sample", (1, 3), rate=0.4, key=_KEY),
+        shape_case("empty batch", (0, 3, 4), rate=0.4, key=_KEY),
+    ),
+    "dropout": (
+        case("plain", (5, 3, 4), rate=0.3, key=_KEY),
+        case("late samples", (5, 3, 4), rate=0.3, key=_LATE_KEY),
+        case("rate 0", (5, 3, 4), rate=0.0, key=_KEY),
+        shape_case("large", (3, 1001), rate=0.1, key=_KEY),
+        shape_case("one sample", (1, 3), rate=0.4, key=_KEY),
+        shape_case("empty batch", (0, 3, 4), rate=0.4, key=_KEY),
+    ),
+    "embedding": (
+        case("repeated ids", (5, 4), integers(5, 3, 7)),
+        case("some rows unused", (9, 4), integers(3, 7)),
+        case("int32", (5, 4), integers(5, 3, 7, dtype="int32")),
+        shape_case("one id", (5, 4), np.asarray(3)),
+        shape_case("empty batch", (5, 4), integers(5, 0, 7)),
+    ),
+    "flatten": (
+        case("all but the batch", (2, 3, 4, 5)),
+        case("heads", (2, 3, 4, 5), start=-2),
+        case("inner axes", (2, 3, 4, 5), start=1, end=2),
+        case("one axis", (2, 3, 4), start=1, end=1),
+        shape_case("empty batch", (0, 3, 4)),
+    ),
+    "gelu": (
+        case("exact", wide(4, 5)),
+        case("tanh form", wide(4, 5), approximate="tanh"),
+        shape_case("exact, far out", np.linspace(-45.0, 45.0, 181)),
+        shape_case("tanh form, far out", np.linspace(-45.0, 45.0, 181), approximate="tanh"),
+        shape_case("exact, many", wide(3, 1001)),
+        shape_case("tanh form, many", wide(3, 1001), approximate="tanh"),
+        shape_case("empty", (0, 5)),
+    ),
+    "layer_norm": (
+        case("plain", (4, 3, 7), (7,), (7,)),
+        case("no bias", (4, 3, 7), (7,), None),
+        case("large eps", (4, 3, 7), (7,), (7,), eps=0.5),
+        case("one axis of rows", (4, 7), (7,), (7,)),
+        case("one row", (7,), (7,), (7,)),
+        case("three axes of rows", (2, 3, 4, 7), (7,), (7,), eps=1e-6),
+        shape_case("wide rows", (5, 193), (193,), (193,)),
+        shape_case("far from zero", lambda g: 1000.0 + g.standard_normal((5, 64)), (64,), (64,)),
+        shape_case("one number a row", (4, 1), (1,), (1,)),
+        shape_case("equal numbers", np.ones((4, 7)), (7,), (7,)),
+        shape_case("one token", (3, 1, 7), (7,), (7,)),
+        shape_case("empty batch", (0, 3, 7), (7,), (7,)),
+    ),
+    "linear": (
+        case("plain", (2, 3, 4), (4, 5), (5,)),
+        case("no bias", (2, 3, 4), (4, 5), None),
+        case("a vector", (4,), (4, 5), (5,)),
+        case("a matrix", (3, 4), (4, 5), (5,)),
+        case("three leading axes", (2, 3, 6, 4), (4, 5), (5,)),
+        shape_case("one token", (3, 1, 4), (4, 5), (5,)),
+        shape_case("one output", (3, 4), (4, 1), (1,)),
+        shape_case("larger", (37, 65), (65, 33), (33,)),
+        shape_case("empty batch", (0, 3, 4), (4, 5), (5,)),
+    ),
+    "mean_tokens": (
+        case("plain", (2, 3, 5)),
+        case("two leading axes", (2, 3, 4, 5)),
+        case("no leading axis", (3, 5)),
+        shape_case("one token", (2, 1, 5)),
+        shape_case("empty batch", (0, 3, 5)),
+    ),
+    "mse": (
+        case("plain", (3, 5), (3, 5)),
+        case("denominator", (3, 5), (3, 5), denominator=40),
+        shape_case("empty batch", (0, 5), (0, 5)),
+    ),
+    "patchify": (
+        case("square patches", (2, 3, 4, 6), patch=2),
+        case("oblong patches", (2, 3, 4, 15), patch=(2, 5)),
+        case("pixels", (2, 3, 4, 5), patch=1),
+        case("two leading axes", (2, 5, 3, 4, 6), patch=2),
+        case("no leading axis", (3, 4, 6), patch=2),
+        shape_case("one patch", (2, 3, 4, 6), patch=(4, 6)),
+        shape_case("empty batch", (0, 3, 4, 6), patch=2),
+    ),
+    "prepend_token": (
+        case("vector", (2, 3, 5), (5,)),
+        case("one row", (2, 3, 5), (1, 5)),
+        case("registers", (2, 3, 5), (4, 5)),
+        case("two leading axes", (2, 4, 3, 5), (5,)),
+        case("no leading axis", (3, 5), (5,)),
+        shape_case("no tokens", (2, 0, 5), (5,)),
+        shape_case("empty batch", (0, 3, 5), (5,)),
+    ),
+    "relu": (
+        case("plain", away_from_zero(4, 5)),
+        shape_case("zero", np.zeros((2, 3))),
+        shape_case("empty", (0, 5)),
+    ),
+    "sigmoid": (
+        case("plain", wide(4, 5)),
+        shape_case("far out", np.linspace(-800.0, 800.0, 41)),
+        shape_case("empty", (0, 5)),
+    ),
+    "silu": (
+        case("plain", wide(4, 5)),
+        shape_case("far out", np.linspace(-80.0, 80.0, 41)),
+        shape_case("empty", (0, 5)),
+    ),
+    "softmax": (
+        case("last axis", (2, 3, 5)),
+        case("first axis", (2, 3, 5), axis=0),
+        case("middle axis", (2, 3, 5), axis=1),
+        case("vector", (5,)),
+        shape_case("large numbers", wide(3, 5, scale=300.0)),
+        shape_case("long rows", (3, 257)),
+        shape_case("one number", (3, 1)),
+        shape_case("empty batch", (0, 5)),
+    ),
+    "split_heads": (
+        case("three parts", (2, 3, 4 * 5 * 3), heads=4),
+        case("two parts", (2, 3, 4 * 5 * 2), heads=4, parts=2),
+        case("one part", (2, 3, 4 * 5), heads=4, parts=1),
+        case("no leading axis", (4 * 5 * 3,), heads=4),
+        shape_case("one head", (2, 3, 5 * 3), heads=1),
+        shape_case("empty batch", (0, 3, 4 * 5 * 3), heads=4),
+    ),
+    "take_token": (
+        case("first", (2, 3, 5)),
+        case("last", (2, 3, 5), index=-1),
+        case("inner", (2, 4, 3, 5), index=1),
+        case("no leading axis", (3, 5), index=2),
+        shape_case("one token", (2, 1, 5)),
+        shape_case("empty batch", (0, 3, 5)),
+    ),
+    "tanh": (
+        case("plain", wide(4, 5)),
+        shape_case("far out", np.linspace(-400.0, 400.0, 41)),
+        shape_case("empty", (0, 5)),
+    ),
+}
+"""Operation to its cases."""
+
+
+def _update(kernel: str, moments: int, options: Mapping[str, Any]) -> tuple[Case, ...]:
+    """Parameters, gradients and moments (the last one not negative) of an optimizer's step."""
+
+    def make(size: int, extra: Mapping[str, Any]) -> Callable[[Generator], Arguments]:
+        def draw(generator: Generator) -> Arguments:
+            arrays = [generator.standard_normal(size) for _ in range(2 + moments)]
+            arrays[-1] = np.abs(arrays[-1])
+            return Arguments(tuple(arrays), {**options, **extra})
+
+        return draw
+
+    named: dict[str, tuple[int, dict[str, Any]]] = {
+        "plain": (37, {}),
+        "no decay": (37, {"weight_decay": 0.0}),
+        "scaled": (37, {"scale": 0.3}),
+        "not finite": (37, {"finite": False}),
+        "long": (70_001, {}),
+        "empty": (0, {}),
+    }
+    return tuple(Case(f"{kernel} {name}", make(size, extra)) for name, (size, extra) in named.items())
+
+
+_ADAM = {
+    "lr": 0.01,
+    "weight_decay": 0.1,
+    "decoupled": True,
+    "beta1": 0.9,
+    "beta2": 0.99,
+    "eps": 1e-8,
+    "correction1": 0.19,
+    "correction2": 0.0199,
+}
+_SGD = {"lr": 0.01, "weight_decay": 0.1, "momentum": 0.9, "nesterov": False}
+
+KERNEL_CASES: dict[str, tuple[Case, ...]] = {
+    "adam_step": (*_update("decoupled", 2, _ADAM), *_update("coupled", 2, {**_ADAM, "decoupled": False})),
+    "ema_step": (case("plain", (37,), (37,), rate=0.01), case("long", (70_001,), (70_001,), rate=0.3)),
+    "erf": (case("plain", wide(4, 5)), case("far out", np.linspace(-45.0, 45.0, 181)), case("empty", (0, 3))),
+    "random_bits": (
+        case("plain", lambda _: (5, 3), lambda _: _KEY),
+        case("late samples", lambda _: (5, 3, 4), lambda _: _LATE_KEY),
+        case("long", lambda _: (3, 70_001), lambda _: MaskKey(1, 2, 3)),
+        case("empty", lambda _: (0, 3), lambda _: _KEY),
+    ),
+    "sgd_step": (*_update("plain", 1, _SGD), *_update("nesterov", 1, {**_SGD, "nesterov": True})),
+    "sum_of_squares": (case("plain", (37,)), case("long", (70_001,)), case("empty", (0,))),
+}
+"""Kernel to its cases.  ``random_bits`` takes ``xp`` and ``device`` besides."""

@@ -1,0 +1,105 @@
+"""Layers and small models, each with an input, for the gradient check and the tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from xpformer.array import HostArray
+from xpformer.layers import (
+    MLP,
+    Activation,
+    Block,
+    ClassToken,
+    Conv2d,
+    ConvPatches,
+    Dropout,
+    DropPath,
+    FlattenPatches,
+    Head,
+    Layer,
+    LayerNorm,
+    Linear,
+    MultiHeadAttention,
+    Pool,
+    Positions,
+)
+from xpformer.models.vit import ViT, ViTConfig
+
+
+@dataclass(frozen=True)
+class LayerCase:
+    """How a layer is built, and an input for it."""
+
+    build: Callable[[], Layer]
+    input: Callable[[np.random.Generator], HostArray]
+
+
+def _normal(build: Callable[[], Layer], *shape: int) -> LayerCase:
+    return LayerCase(build, lambda generator: generator.standard_normal(shape))
+
+
+def vit_case(**changes: Any) -> LayerCase:
+    """A small ViT: every option can be given."""
+    options = {"image_size": 6, "patch_size": 2, "channels": 2, "dim": 8, "depth": 2, "heads": 2, "classes": 3}
+    config = ViTConfig(**{"mlp_ratio": 1.5, **options, **changes})
+    size = config.image_size
+    return _normal(lambda: ViT(config), 3, config.channels, size, size)
+
+
+_STEM = {"embedding": "stem", "stem_channels": (4, 5), "stem_strides": (2, 1, 2), "image_size": 8}
+
+LAYERS: dict[str, LayerCase] = {
+    "Linear": _normal(lambda: Linear(4, 5), 2, 3, 4),
+    "Linear, no bias": _normal(lambda: Linear(4, 5, bias=False), 2, 3, 4),
+    "LayerNorm": _normal(lambda: LayerNorm(5), 2, 3, 5),
+    "LayerNorm, no bias": _normal(lambda: LayerNorm(5, bias=False), 2, 3, 5),
+    "Activation, gelu": _normal(lambda: Activation("gelu"), 2, 3, 5),
+    "Activation, gelu_tanh": _normal(lambda: Activation("gelu_tanh"), 2, 3, 5),
+    "Activation, relu": _normal(lambda: Activation("relu"), 2, 3, 5),
+    "Activation, silu": _normal(lambda: Activation("silu"), 2, 3, 5),
+    "Activation, tanh": _normal(lambda: Activation("tanh"), 2, 3, 5),
+    "Dropout": _normal(lambda: Dropout(0.3), 4, 3, 5),
+    "DropPath": _normal(lambda: DropPath(0.3), 7, 3, 5),
+    "Conv2d": _normal(lambda: Conv2d(3, 4, 2, stride=2, padding=1), 2, 3, 5, 6),
+    "Conv2d, groups": _normal(lambda: Conv2d(4, 6, 3, groups=2, bias=False), 2, 4, 5, 7),
+    "MLP": _normal(lambda: MLP(4, 7), 2, 3, 4),
+    "MLP, dropout": _normal(lambda: MLP(4, 7, activation="silu", dropout=0.3), 2, 3, 4),
+    "MultiHeadAttention": _normal(lambda: MultiHeadAttention(6, 2), 3, 4, 6),
+    "MultiHeadAttention, causal": _normal(lambda: MultiHeadAttention(6, 2, causal=True, qkv_bias=False), 3, 4, 6),
+    "MultiHeadAttention, no projection": _normal(lambda: MultiHeadAttention(6, 3, projection=False), 2, 4, 6),
+    "MultiHeadAttention, dropout": _normal(lambda: MultiHeadAttention(6, 2, dropout=0.3), 3, 4, 6),
+    "MultiHeadAttention, attention dropout": _normal(lambda: MultiHeadAttention(6, 2, attention_dropout=0.3), 3, 4, 6),
+    "Block": _normal(lambda: Block(6, 2, 7), 3, 4, 6),
+    "Block, every drop": _normal(lambda: Block(6, 2, 7, dropout=0.2, attention_dropout=0.3, drop_path=0.4), 5, 4, 6),
+    "Positions, learned": _normal(lambda: Positions("learned", (2, 3), 8, token=False), 4, 6, 8),
+    "Positions, learned with token": _normal(lambda: Positions("learned", (2, 3), 8, token=True), 4, 7, 8),
+    "Positions, sincos1d": _normal(lambda: Positions("sincos1d", (2, 3), 5, token=True), 4, 7, 5),
+    "Positions, sincos2d": _normal(lambda: Positions("sincos2d", (2, 3), 8, token=True), 4, 7, 8),
+    "Positions, none": _normal(lambda: Positions("none", (2, 3), 5, token=False), 4, 6, 5),
+    "ClassToken": _normal(lambda: ClassToken(5), 2, 3, 5),
+    "FlattenPatches": _normal(lambda: FlattenPatches(3, 2, 5), 2, 3, 4, 6),
+    "ConvPatches": _normal(lambda: ConvPatches([Conv2d(3, 5, 2, stride=2)], "relu"), 2, 3, 4, 6),
+    "ConvPatches, overlapping": _normal(lambda: ConvPatches([Conv2d(3, 5, 4, stride=2)], "relu"), 2, 3, 6, 8),
+    "ConvPatches, stem": _normal(
+        lambda: ConvPatches([Conv2d(3, 4, 3, stride=2, padding=1), Conv2d(4, 5, 3, padding=1)], "silu"), 2, 3, 6, 8
+    ),
+    "Head": _normal(lambda: Head(5, 3), 2, 5),
+    "Head, hidden": _normal(lambda: Head(5, 3, hidden=4), 2, 5),
+    "Pool, token": _normal(lambda: Pool("token"), 2, 3, 5),
+    "Pool, mean": _normal(lambda: Pool("mean"), 2, 3, 5),
+    "Pool, flatten": _normal(lambda: Pool("flatten"), 2, 3, 5),
+    "ViT": vit_case(),
+    "ViT, tiny": LayerCase(lambda: ViT(ViTConfig.preset("tiny")), lambda g: g.standard_normal((3, 1, 6, 6))),
+    "ViT, as the reference": vit_case(
+        patch_norm=True, positions="sincos1d", pool="flatten", attention_projection=False, head_hidden=5
+    ),
+    "ViT, convolution": vit_case(embedding="conv", pool="mean", positions="sincos2d", activation="gelu_tanh"),
+    "ViT, overlapping": vit_case(embedding="conv", patch_size=4, patch_stride=2, positions="none", qkv_bias=False),
+    "ViT, stem": vit_case(**_STEM, patch_norm=True, pool="mean", stem_activation="silu", heads=(1, 4)),
+    "ViT, every drop": vit_case(dropout=0.2, drop_path=0.3, attention_dropout=0.1, activation="silu"),
+}
+"""Name to layer."""

@@ -1,0 +1,87 @@
+"""What "equal" and "right" mean: the one home of every tolerance.
+
+*Equal to r* is ``max|a - b| <= r s``.  Unless something else is said, s is ``max|b|`` of that tensor.  For the gradients
+of a model s is the largest gradient in the model; for weights after training steps ``max(|b|, learning rate x steps)``.
+
+*Right in float32* is an error, against the float64 portable pair on the same inputs, of at most 8 times the error of
+NumPy's float32 portable pair, or of at most 2 eps ``max|y|`` if that is more.
+
+Where numbers are not finite, they must be the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from xpformer.array import HostArray
+
+BACKENDS = 1e-12
+"""Float64 results and gradients of two backends."""
+TORCH = 1e-10
+"""Float64 results and gradients of an operation or a model against torch's autograd."""
+FINITE_DIFFERENCE = 1e-6
+"""A directional derivative against the central difference of step 1e-5 in float64 (the difference's own error is some
+1e-10 of it)."""
+FLOAT32_FACTOR = 8.0
+FLOAT32_FLOOR = 2.0 * float(np.finfo(np.float32).eps)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How far something is from what it should be, and how far it may be."""
+
+    what: str
+    error: float
+    limit: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether the error keeps its limit (NaN does not)."""
+        return self.error <= self.limit
+
+    def __str__(self) -> str:
+        return f"{self.what}: error {self.error:.2e}, limit {self.limit:.2e}"
+
+
+def magnitude(x: HostArray) -> float:
+    """``max|x|`` of the finite numbers, 0 if there are none."""
+    x = np.abs(np.asarray(x, dtype=np.float64))
+    return float(np.max(x, where=np.isfinite(x), initial=0.0))
+
+
+def difference(a: HostArray, b: HostArray) -> float:
+    """``max|a - b|``; infinite where shapes differ or one number is not finite and the other is not the same."""
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if a.shape != b.shape:
+        return float("inf")
+    same = (a == b) | (np.isnan(a) & np.isnan(b))
+    if same.all():
+        return 0.0
+    with np.errstate(invalid="ignore"):
+        gap = np.where(same, 0.0, np.abs(a - b))
+    return float("inf") if np.isnan(gap).any() else float(np.max(gap))
+
+
+def differing(a: HostArray, b: HostArray) -> float:
+    """The number of elements whose bits differ (NaN equals NaN); infinite where shapes or dtypes differ."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return float("inf")
+    return float(np.sum((a != b) & ~((a != a) & (b != b))))
+
+
+def equal(what: str, a: HostArray, b: HostArray, r: float, *, scale: float | None = None) -> Measure:
+    """Whether ``a`` is equal to ``b`` to r, in the scale of ``max|b|`` or the given one."""
+    return Measure(what, difference(a, b), r * (magnitude(b) if scale is None else scale))
+
+
+def same_bits(what: str, a: HostArray, b: HostArray) -> Measure:
+    """Whether ``a`` and ``b`` are the same, to the bit."""
+    return Measure(what, differing(a, b), 0.0)
+
+
+def right_in_float32(what: str, y: HostArray, exact: HostArray, portable: HostArray) -> Measure:
+    """Whether a float32 result is right, given the float64 result and the float32 one of NumPy's portable pair."""
+    limit = max(FLOAT32_FACTOR * difference(portable, exact), FLOAT32_FLOOR * magnitude(exact))
+    return Measure(what, difference(y, exact), limit)

@@ -1,0 +1,77 @@
+"""Accuracy, precision, recall and F1 from a confusion matrix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from xpformer.array import HostArray
+
+
+class ClassMetrics(NamedTuple):
+    """The figures of one class; ``nan`` where the ratio is 0 / 0."""
+
+    name: str
+    precision: float
+    """True positives / predicted positives."""
+    recall: float
+    """True positives / support (what the reference's table calls precision)."""
+    f1: float
+    support: int
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """The result of one pass over a split."""
+
+    split: str
+    loss: float
+    """Mean cross-entropy without label smoothing, in nats."""
+    confusion: HostArray
+    """(classes, classes) counts; row = true class, column = predicted class."""
+    classes: tuple[str, ...]
+    predictions: HostArray
+    """(N,) predicted class."""
+    probabilities: HostArray
+    """(N, classes)."""
+
+    @property
+    def count(self) -> int:
+        """Number of samples."""
+        return int(self.confusion.sum())
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right predictions."""
+        return float(np.trace(self.confusion) / max(1, self.count))
+
+    def per_class(self) -> list[ClassMetrics]:
+        """Precision, recall, F1 and support of each class."""
+        right = np.diag(self.confusion).astype(float)
+        predicted, support = self.confusion.sum(axis=0), self.confusion.sum(axis=1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            precision, recall = right / predicted, right / support
+            f1 = 2 * right / (predicted + support)
+        return [
+            ClassMetrics(name, float(precision[i]), float(recall[i]), float(f1[i]), int(support[i]))
+            for i, name in enumerate(self.classes)
+        ]
+
+    def summary(self) -> dict[str, object]:
+        """What a log or a program reads: split, count, loss, accuracy, per class, confusion."""
+        return {
+            "split": self.split,
+            "count": self.count,
+            "loss": self.loss,
+            "accuracy": self.accuracy,
+            "classes": [row._asdict() for row in self.per_class()],
+            "confusion": self.confusion.tolist(),
+        }
+
+
+def confusion_matrix(targets: HostArray, predictions: HostArray, classes: int) -> HostArray:
+    """(classes, classes) counts; row = true class, column = predicted class."""
+    pairs = np.bincount(targets * classes + predictions, minlength=classes * classes)
+    return pairs.reshape(classes, classes)

@@ -1,0 +1,211 @@
+"""A recipe: a task, the models and settings that solve it, and the data, in one file that a user can own."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from xpformer.data.augment import Augmentation
+from xpformer.data.images import ImageData
+from xpformer.errors import ConfigError, suggest
+from xpformer.layers import Layer
+from xpformer.models.vit import ViT, ViTConfig
+from xpformer.training.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What a run takes of a data set."""
+
+    validation: int = 5000
+    """Training images held out, by the run's seed, to choose the best weights."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that ``--set`` can change: one preset of a recipe."""
+
+    model: ViTConfig
+    train: TrainConfig
+    augmentation: Augmentation = Augmentation()  # noqa: RUF009  (frozen)
+    data: DataConfig = DataConfig()  # noqa: RUF009
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A task with its presets.
+
+    Args:
+        name: what ``xpformer train`` calls it.
+        summary: one line for ``xpformer recipes``.
+        presets: named settings.
+        default: the preset that runs when none is named.
+        load_data: ``(folder or None, validation size, seed) -> ImageData``.
+        figures: what the presets reach, for ``xpformer recipes``.
+    """
+
+    name: str
+    summary: str
+    presets: Mapping[str, Settings]
+    default: str
+    load_data: Callable[[Path | None, int, int], ImageData]
+    figures: str = ""
+
+    def settings(self, preset: str | None = None, changes: Sequence[str] = ()) -> Settings:
+        """A preset with ``key=value`` changes.
+
+        Raises:
+            ConfigError: if the preset, a key or a value is wrong, with the nearest that is right.
+        """
+        name = preset or self.default
+        if name not in self.presets:
+            raise ConfigError(f"recipe {self.name} has no preset {name!r}; {suggest(name, self.presets)}")
+        tree = settings_to_dict(self.presets[name])
+        for change in changes:
+            _apply(tree, change)
+        return settings_from_dict(tree)
+
+    def build(self, settings: Settings, seed: int) -> Layer:
+        """The model, not yet on a backend."""
+        return ViT(settings.model, seed=seed)
+
+
+def settings_to_dict(settings: Settings) -> dict[str, dict[str, Any]]:
+    """Settings as JSON can hold them."""
+    tree: dict[str, dict[str, Any]] = json.loads(json.dumps(asdict(settings)))
+    return tree
+
+
+def settings_from_dict(tree: Mapping[str, Any]) -> Settings:
+    """The opposite of :func:`settings_to_dict`, strictly.
+
+    Raises:
+        ConfigError: if a key is unknown or a value has another type or range.
+    """
+    known = {f.name: f.type for f in fields(Settings)}
+    for section, values in tree.items():
+        if section not in known:
+            raise ConfigError(f"unknown section {section!r}; {suggest(section, known)}")
+        options = _options(section)
+        for key in values:
+            if key not in options:
+                raise ConfigError(f"unknown option {section}.{key}; {suggest(key, options)}")
+    try:
+        settings = msgspec.convert(tree, Settings, strict=False)
+    except msgspec.ValidationError as error:
+        text = str(error)
+        reason, _, place = text.partition(" - at ")
+        where = place.strip("`").removeprefix("$.")
+        found = _at(tree, where)
+        expected = reason.partition(", got ")[0].replace("`", "")
+        raise ConfigError(reason if isinstance(found, dict) else f"{where}: {expected}, got {found!r}") from error
+    for section in fields(settings):
+        for key, value in asdict(getattr(settings, section.name)).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ConfigError(f"{section.name}.{key} = {value} is not a finite number")
+    return settings
+
+
+def _options(section: str) -> set[str]:
+    kinds: dict[str, Any] = {"model": ViTConfig, "train": TrainConfig, "augmentation": Augmentation, "data": DataConfig}
+    return {f.name for f in fields(kinds[section])} if is_dataclass(kinds[section]) else set()
+
+
+def _at(tree: Any, where: str) -> Any:
+    for key in where.replace("[...]", "").split("."):
+        tree = tree.get(key) if isinstance(tree, dict) else tree
+    return tree
+
+
+def _apply(tree: dict[str, dict[str, Any]], change: str) -> None:
+    """Put one ``key=value`` into the tree; the section may be left out where the key is unique."""
+    key, equals, text = change.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {change!r}: expected key=value, for example --set train.lr=0.001")
+    section, dot, name = key.partition(".")
+    if not dot:
+        owners = [s for s in tree if key in tree[s]]
+        if len(owners) != 1:
+            every = [f"{s}.{k}" for s in tree for k in tree[s]]
+            near = suggest(key, {k.partition(".")[2] for k in every})
+            which = " and ".join(f"{s}.{key}" for s in owners)
+            raise ConfigError(f"--set {change!r}: " + (f"ambiguous: {which}" if owners else f"unknown option; {near}"))
+        section, name = owners[0], key
+    if section not in tree:
+        raise ConfigError(f"--set {change!r}: unknown section {section!r}; {suggest(section, tree)}")
+    if name not in tree[section]:
+        raise ConfigError(f"--set {change!r}: unknown option {name!r} in {section}; {suggest(name, tree[section])}")
+    tree[section][name] = _value(change, text)
+
+
+def _value(change: str, text: str) -> Any:
+    def refuse(constant: str) -> Any:
+        raise ConfigError(f"--set {change!r}: {constant} is not a finite number")
+
+    try:
+        return json.loads(text, parse_constant=refuse)
+    except json.JSONDecodeError:
+        if "," in text and not text.startswith("["):
+            raise ConfigError(f"--set {change!r}: write a list as [{text}]") from None
+        return text
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+def recipes_root() -> Path:
+    """The folder of the recipes: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    beside = package.parent / "recipes"
+    inside = package / "_recipes"
+    return inside if inside.is_dir() else beside
+
+
+def list_recipes() -> dict[str, Path]:
+    """Name to file of every recipe that comes with xpformer."""
+    return {path.stem.replace("_", "-"): path for path in sorted(recipes_root().glob("[!_]*.py"))}
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe: one of ours by name, or a path to a ``.py`` file.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    known = list_recipes()
+    if name in known:
+        return known[name]
+    path = Path(name)
+    if path.suffix == ".py":
+        if not path.is_file():
+            raise ConfigError(f"recipe {name}: there is no such file")
+        return path
+    raise ConfigError(f"unknown recipe {name!r}; {suggest(name, known)}; a file of your own must end in .py")
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Run a recipe file and call its ``recipe()``.
+
+    Raises:
+        ConfigError: if the file cannot be run or gives no :class:`Recipe`.
+    """
+    spec = importlib.util.spec_from_file_location(f"_xpformer_recipe_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{path}: is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ConfigError(f"{path}: cannot be run: {type(error).__name__}: {error}") from error
+    make = getattr(module, "recipe", None)
+    made = make() if callable(make) else None
+    if not isinstance(made, Recipe):
+        raise ConfigError(f"{path}: expected a function recipe() that returns an xpformer.training.Recipe")
+    return made

@@ -1,0 +1,391 @@
+"""Starts, resumes and reads runs: a recipe, a run directory and a trainer brought together."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import xpformer
+from xpformer.backend import Backend, get_backend
+from xpformer.data.batches import ImageBatches
+from xpformer.data.images import ImageData
+from xpformer.errors import CheckpointError, ConfigError, DataError, NonFiniteError, RunError
+from xpformer.layers import Layer
+from xpformer.training import checkpoint
+from xpformer.training.environment import environment_manifest
+from xpformer.training.log import Log
+from xpformer.training.metrics import Evaluation
+from xpformer.training.parallel import Workers, thread_count
+from xpformer.training.recipe import (
+    Recipe,
+    Settings,
+    find_recipe,
+    load_recipe,
+    settings_from_dict,
+    settings_to_dict,
+)
+from xpformer.training.run import Run, default_run_path
+from xpformer.training.signals import Interrupted, StopRequest, stop_on_signals
+from xpformer.training.trainer import Progress, StepResult, Trainer, evaluate
+
+DTYPES = ("float32", "float64")
+SPLITS = {"val": "validation", "validation": "validation", "test": "test", "train": "train"}
+
+
+class Reporter:
+    """Is told what happens while a run trains; the command line shows it.  The base class shows nothing."""
+
+    def started(self, session: Session) -> None:
+        """Training begins (or goes on)."""
+
+    def stepped(self, session: Session, result: StepResult) -> None:
+        """One update is done."""
+
+    def evaluated(self, session: Session, evaluation: Evaluation, *, best: bool) -> None:
+        """The validation split was evaluated."""
+
+    def saved(self, session: Session, path: Path) -> None:
+        """A checkpoint was written."""
+
+    def note(self, message: str) -> None:
+        """Something that the user should know, one line."""
+
+    def ended(self, session: Session, reason: str) -> None:
+        """Training is over: ``finished``, ``early stop``, ``max steps`` or a signal's name."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says besides the settings."""
+
+    backend: str = "numpy"
+    dtype: str = "float32"
+    seed: int = 0
+    threads: int | None = None
+    data: Path | None = None
+    out: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"dtype {self.dtype!r} is unknown; it is float32 or float64")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed {self.seed} is outside 0 <= seed < 2**63")
+
+
+class Session:
+    """A run that can be trained: make one with :func:`start` or :func:`resume`."""
+
+    def __init__(
+        self, run: Run, recipe: Recipe, settings: Settings, options: Options, trainer: Trainer, data: ImageData
+    ) -> None:
+        self.run, self.recipe, self.settings, self.options = run, recipe, settings, options
+        self.trainer, self.data = trainer, data
+        self.last_evaluation: Evaluation | None = None
+
+    @property
+    def progress(self) -> Progress:
+        """Step and best evaluation so far."""
+        return self.trainer.progress
+
+    def train(self, reporter: Reporter | None = None, *, max_steps: int | None = None) -> str:
+        """Train to the end, to ``max_steps``, to an early stop or to a signal; returns which.
+
+        Raises:
+            Interrupted: after a signal, with all saved.
+            NonFiniteError: if a step is not finite; the weights are those before it, the checkpoints intact.
+        """
+        reporter = reporter or Reporter()
+        limit = self.trainer.total_steps if max_steps is None else max_steps
+        with self.run.lock(), stop_on_signals() as stop, self.trainer:
+            checkpoint.sweep(self.run.checkpoints)
+            if self.progress.step:
+                Log.cut(self.run.log_path, self.progress.step)
+            with Log(self.run.log_path) as log:
+                if not self.progress.step:
+                    self._save(log, reporter)  # a full disk shows before the work, not after it
+                reporter.started(self)
+                reason = self._loop(log, reporter, stop, limit)
+                log.write("end", self.progress.step, reason=reason)
+        reporter.ended(self, reason)
+        if stop:
+            raise Interrupted(
+                f"{stop.name} at step {self.progress.step}: saved; go on with: xpformer resume {self.run.path}",
+                stop.signal_number,
+            )
+        return reason
+
+    def _loop(self, log: Log, reporter: Reporter, stop: StopRequest, limit: int) -> str:
+        config, trainer = self.settings.train, self.trainer
+        every = config.evaluate_every or trainer.batches.steps_per_epoch
+        saved = self.progress.step
+        if saved and saved % every == 0 and self.progress.last_evaluation < saved:  # a signal cut it short
+            self._save(log, reporter, best=self._evaluate(log, reporter, stop))
+        reason = self.progress.finished if self.progress.finished == "early stop" else ""
+        while not reason and not stop and self.progress.step < limit:
+            read = (self.progress.step + 1) % config.log_every == 0
+            try:
+                result = trainer.step(read=read)
+            except NonFiniteError as error:
+                batch = [int(i) for i in trainer.batches.indices(self.progress.step)]
+                log.write("nonfinite", self.progress.step, message=str(error), batch=batch)
+                raise
+            step = result.step
+            if read:
+                log.write("step", **asdict(result))
+            reporter.stepped(self, result)
+            best = False
+            if step % every == 0 or step == trainer.total_steps:
+                best = self._evaluate(log, reporter, stop)
+                if config.patience and self.progress.evaluations_since_best >= config.patience:
+                    reason = self.progress.finished = "early stop"
+            due = step % config.checkpoint_every == 0 if config.checkpoint_every else step % every == 0
+            if best or due or reason or stop or step >= limit or step == trainer.total_steps:
+                self._save(log, reporter, best=best)
+                saved = step
+        if saved != self.progress.step:
+            self._save(log, reporter)
+        if reason:
+            return reason
+        if stop:
+            return stop.name
+        return "finished" if self.progress.step >= trainer.total_steps else "max steps"
+
+    def _evaluate(self, log: Log, reporter: Reporter, stop: StopRequest) -> bool:
+        """Evaluate on the validation split; whether it is the best so far.  A signal ends it after a batch."""
+
+        class Stopped(Exception):
+            """Leaves the evaluation between two batches."""
+
+        def between() -> None:
+            if stop:
+                raise Stopped
+
+        try:
+            evaluation = self.trainer.evaluate("validation", between=between)
+        except Stopped:
+            return False
+        p = self.progress
+        best = (evaluation.accuracy, -evaluation.loss) > (p.best_accuracy, -p.best_loss)
+        p.last_evaluation = p.step
+        p.evaluations_since_best = 0 if best else p.evaluations_since_best + 1
+        if best:
+            p.best_step, p.best_accuracy, p.best_loss = p.step, evaluation.accuracy, evaluation.loss
+        self.last_evaluation = evaluation
+        log.write("evaluation", p.step, best=best, **evaluation.summary())
+        reporter.evaluated(self, evaluation, best=best)
+        return best
+
+    def _save(self, log: Log, reporter: Reporter, *, best: bool = False) -> None:
+        documents = model_documents(self.settings, self.data)
+        path = self.trainer.save(self.run.checkpoints, documents=documents, best=best)
+        log.write("checkpoint", self.progress.step, best=best)
+        reporter.saved(self, path)
+
+
+def model_documents(settings: Settings, data: ImageData) -> dict[str, object]:
+    """What stands beside the weights: the model's shape, and how an image becomes its input."""
+    model = {"model_type": "xpformer-vit", "xpformer_version": xpformer.__version__}
+    return {
+        "config.json": model | settings_to_dict(settings)["model"] | {"class_names": list(data.classes)},
+        "preprocessor.json": {"mean": list(data.mean), "std": list(data.std), "image_shape": list(data.image_shape)},
+    }
+
+
+def _trainer(recipe: Recipe, settings: Settings, options: Options, backend: Backend, data: ImageData) -> Trainer:
+    model = recipe.build(settings, options.seed).to(backend, options.dtype)
+    expected = (settings.model.channels, settings.model.image_size, settings.model.image_size)
+    if data.image_shape != expected or len(data.classes) > settings.model.classes:
+        raise DataError(
+            f"data {data.name}: images {data.image_shape} in {len(data.classes)} classes do not fit the model, which takes "
+            f"{expected} in {settings.model.classes}; set model.channels, model.image_size and model.classes"
+        )
+    batches = ImageBatches(
+        data,
+        seed=options.seed,
+        batch_size=settings.train.batch_size,
+        augmentation=settings.augmentation,
+        dtype=options.dtype,
+    )
+    return Trainer(model, batches, settings.train, seed=options.seed, threads=options.threads)
+
+
+def start(
+    name: str, options: Options, *, preset: str | None = None, changes: Sequence[str] = (), arguments: Sequence[str] = ()
+) -> Session:
+    """A new run of a recipe, in a new directory.
+
+    Args:
+        name: a recipe's name or file.
+        options: backend, dtype, seed, threads, data, out.
+        preset: of the recipe.
+        changes: ``key=value`` texts.
+        arguments: the command line, for the manifest.
+    """
+    recipe_file = find_recipe(name)
+    recipe = load_recipe(recipe_file)
+    preset = preset or recipe.default
+    settings = recipe.settings(preset, changes)
+    backend = get_backend(options.backend)
+    threads = thread_count(backend, options.threads)
+    path = options.out or default_run_path(Path("runs"), recipe.name)
+    if path.is_dir() and any(path.iterdir()):
+        raise RunError(
+            f"{path}: is not empty; a run is never written over: go on with xpformer resume {path}, or take another --out"
+        )
+    data = recipe.load_data(options.data, settings.data.validation, options.seed)
+    trainer = _trainer(recipe, settings, options, backend, data)
+    config = {
+        "recipe": recipe.name,
+        "preset": preset,
+        "seed": options.seed,
+        "dtype": options.dtype,
+        "backend": options.backend,
+        "data": str(options.data.resolve()) if options.data else None,
+        "settings": settings_to_dict(settings),
+    }
+    manifest = environment_manifest() | {
+        "arguments": list(arguments),
+        "backend": backend.spec,
+        "pairs": backend.replaced(),
+        "threads": threads,
+        "parameters": trainer.model.count_parameters(),
+        "steps": trainer.total_steps,
+        "data": data.hashes(),
+        "data_name": data.name,
+    }
+    run = Run.create(path, config=config, recipe_text=recipe_file.read_text(encoding="utf-8"), manifest=manifest)
+    run.require_space(3 * 16 * trainer.model.count_parameters())
+    return Session(run, recipe, settings, options, trainer, data)
+
+
+def _read_config(run: Run) -> tuple[Recipe, Settings, dict[str, Any]]:
+    recipe = load_recipe(run.recipe_path)
+    config = dict(run.config)
+    missing = {"settings", "seed", "dtype", "backend"} - config.keys()
+    if missing or not isinstance(config["settings"], dict):
+        raise RunError(f"{run.path / 'config.json'}: lacks {', '.join(sorted(missing)) or 'settings'}; is it edited?")
+    return recipe, settings_from_dict(config["settings"]), config
+
+
+def _load_data(run: Run, recipe: Recipe, settings: Settings, config: Mapping[str, Any], data: Path | None) -> ImageData:
+    stored = config.get("data")
+    folder = data or (Path(stored) if stored else None)
+    loaded = recipe.load_data(folder, settings.data.validation, config["seed"])
+    if loaded.hashes() != run.manifest.get("data"):
+        raise DataError(
+            f"{run.path}: the data is not what the run began with (its SHA-256 differs); give the same data with --data"
+        )
+    return loaded
+
+
+def resume(
+    path: Path, *, backend: str | None = None, threads: int | None = None, data: Path | None = None
+) -> tuple[Session, list[str]]:
+    """Go on with a run from its newest good checkpoint.
+
+    Returns:
+        the session, and one-line notes: damaged checkpoints that were passed over, and why the bits may differ.
+    """
+    run = Run.open(path)
+    recipe, settings, config = _read_config(run)
+    spec = backend or str(config["backend"])
+    used = get_backend(spec)
+    stored = run.manifest.get("threads")
+    if threads is None and used.shares_batch and isinstance(stored, int):
+        threads = stored
+    options = Options(spec, config["dtype"], config["seed"], threads, data, Path(path))
+    saved, notes = checkpoint.newest(run.checkpoints)
+    loaded = _load_data(run, recipe, settings, config, data)
+    trainer = _trainer(recipe, settings, options, used, loaded)
+    trainer.restore(saved)
+    now = environment_manifest() | {"backend": used.spec, "pairs": used.replaced(), "threads": trainer.threads}
+    now["pairs"] = {k: list(v) for k, v in used.replaced().items()}
+    changed = [k for k in ("xpformer", "numpy", "backend", "pairs", "threads", "cpu") if now[k] != run.manifest.get(k)]
+    if changed:
+        notes.append(f"the bits will differ from an uninterrupted run: {', '.join(changed)} changed since it began")
+    return Session(run, recipe, settings, options, trainer, loaded), notes
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A model read from a run, for evaluation and prediction."""
+
+    run: Run
+    model: Layer
+    saved: checkpoint.Checkpoint
+    settings: Settings
+    recipe: Recipe
+    config: dict[str, Any]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes, in the order of the logits."""
+        config = self.saved.documents["config.json"]
+        assert isinstance(config, dict)
+        return tuple(config["class_names"])
+
+    @property
+    def preprocessor(self) -> dict[str, Any]:
+        """``mean``, ``std`` and ``image_shape``."""
+        document = self.saved.documents["preprocessor.json"]
+        assert isinstance(document, dict)
+        return document
+
+    def data(self, folder: Path | None = None) -> ImageData:
+        """The run's data set."""
+        return _load_data(self.run, self.recipe, self.settings, self.config, folder)
+
+    def batches(self, data: ImageData) -> ImageBatches:
+        """Its batches."""
+        return ImageBatches(
+            data, seed=self.config["seed"], batch_size=self.settings.train.batch_size, dtype=self.model.dtype
+        )
+
+
+def load_trained(path: Path, *, step: int | None = None, backend: str | None = None) -> Trained:
+    """The model of a run: the best on the validation split, or that of one step.
+
+    Raises:
+        RunError: if ``path`` is no run.
+        CheckpointError: if the checkpoint is missing or damaged.
+    """
+    run = Run.open(path)
+    recipe, settings, config = _read_config(run)
+    if step is not None:
+        saved = checkpoint.load(run.checkpoints / f"step_{step:08d}", files=("model",))
+    elif (run.checkpoints / "best").exists():
+        saved = checkpoint.best(run.checkpoints, files=("model",))
+    else:
+        saved, _ = checkpoint.newest(run.checkpoints, files=("model",))
+    for name in ("config.json", "preprocessor.json"):
+        if not isinstance(saved.documents.get(name), dict):
+            raise CheckpointError(f"{saved.directory}: lacks {name}")
+    model = recipe.build(settings, config["seed"]).to(get_backend(backend or config["backend"]), config["dtype"])
+    model.load_state(saved.tensors["model"], str(saved.directory))
+    return Trained(run, model, saved, settings, recipe, config)
+
+
+def evaluate_run(trained: Trained, split: str, data: ImageData, *, threads: int | None = None) -> Evaluation:
+    """Evaluate a trained model on a split and record it in the run's log (each use of ``test`` too).
+
+    Raises:
+        ConfigError: if the split is unknown.
+    """
+    if split not in SPLITS:
+        raise ConfigError(f"unknown split {split!r}; it is val, test or train")
+    with Workers(trained.model.backend, thread_count(trained.model.backend, threads)) as workers, workers.step():
+        result = evaluate(trained.model, trained.batches(data), SPLITS[split], workers)
+    event = "test" if SPLITS[split] == "test" else "evaluated"
+    with _writable_log(trained.run) as log:
+        log.write(event, trained.saved.step, **result.summary())
+    return result
+
+
+@contextlib.contextmanager
+def _writable_log(run: Run) -> Iterator[Log]:
+    """The run's log, under its lock, so that two processes never mix their lines."""
+    with run.lock(), Log(run.log_path) as log:
+        yield log

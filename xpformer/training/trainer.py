@@ -1,0 +1,351 @@
+"""The training loop.  It knows no model and no data set: only a step, an evaluation and what a checkpoint holds."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from xpformer.array import HostArray
+from xpformer.data.images import ImageSet
+from xpformer.errors import CheckpointError, NonFiniteError
+from xpformer.layers import Context, Layer, Observer
+from xpformer.optim import clip_scale, global_norm, spans
+from xpformer.rng import Rng
+from xpformer.training import checkpoint
+from xpformer.training.config import TrainConfig
+from xpformer.training.metrics import Evaluation, confusion_matrix
+from xpformer.training.nonfinite import FirstNonFinite
+from xpformer.training.objective import Classification, Tally
+from xpformer.training.parallel import Workers, thread_count
+
+EVALUATION_BATCH = 500
+
+
+class Batches(Protocol):
+    """Where the batches come from: a function of the step, any part of a batch on its own."""
+
+    batch_size: int
+    steps_per_epoch: int
+
+    def indices(self, step: int) -> HostArray:
+        """The training samples of a step."""
+
+    def train(self, step: int, start: int, stop: int) -> tuple[HostArray, HostArray]:
+        """Inputs and targets ``start`` to ``stop`` of the batch of a step."""
+
+    def split(self, name: str) -> ImageSet:
+        """A whole split."""
+
+    def normalize(self, images: HostArray) -> HostArray:
+        """Stored samples to model inputs."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one update did."""
+
+    step: int
+    """1 for the first update."""
+    loss: float
+    accuracy: float
+    lr: float
+    norm: float
+    """Global norm of the gradients before clipping."""
+    seconds: float
+
+
+@dataclass
+class Progress:
+    """What a run remembers besides weights and moments; stored as ``state.json``."""
+
+    step: int = 0
+    best_step: int = 0
+    best_accuracy: float = -1.0
+    best_loss: float = math.inf
+    evaluations_since_best: int = 0
+    last_evaluation: int = 0
+    finished: str = ""
+    """Why the run ended, empty while it has not."""
+
+
+class Trainer:
+    """Trains a model that stands on a backend.
+
+    Args:
+        model: the model.
+        batches: the data.
+        config: how.
+        seed: of order, masks and augmentation.
+        threads: how many share a batch; default: the CPUs this process may use on NumPy, else 1.
+        observer: sees every operation (of all threads: it then runs in each).
+
+    Attributes:
+        schedule: the learning rate of each step.
+        progress: step and best evaluation so far.
+    """
+
+    def __init__(
+        self,
+        model: Layer,
+        batches: Batches,
+        config: TrainConfig,
+        *,
+        seed: int = 0,
+        threads: int | None = None,
+        observer: Observer | None = None,
+    ) -> None:
+        self.model, self.batches, self.config, self.seed, self.observer = model, batches, config, seed, observer
+        self.backend, self.store = model.backend, model.store
+        self.threads = thread_count(self.backend, threads)
+        self.workers = Workers(self.backend, self.threads)
+        self.objective = Classification(config.label_smoothing)
+        self.optimizer = config.make_optimizer(self.store)
+        self.ema = config.make_ema(self.store)
+        self.total_steps = config.total_steps(batches.steps_per_epoch)
+        self.schedule = config.make_schedule(self.total_steps)
+        self.gradients = [model.gradients() for _ in range(self.threads)]
+        self.progress = Progress()
+        self._finite: Any = True
+        self._good: Any = 0
+        self._checked = 0
+
+    def __enter__(self) -> Trainer:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.workers.__exit__()
+
+    # ---- one step ---------------------------------------------------------------------------------------------------
+
+    def step(self, *, read: bool = True) -> StepResult:
+        """One update.
+
+        Args:
+            read: whether to read loss and accuracy (on a GPU that waits for it); else they are ``nan``.
+
+        Raises:
+            NonFiniteError: if the loss or a gradient is not finite; the weights are those before the step.
+        """
+        start = time.perf_counter()
+        index = self.progress.step
+        lr = self.schedule(index)
+        with self.workers.step():
+            tallies = self._forward_backward(index, self.observer)
+            total = Tally(sum(t.loss for t in tallies), sum(t.correct for t in tallies))
+            segments = self._reduce()
+            norm = global_norm(self.store, segments, run=self.workers.run, parts=self.threads)
+            finite = self._check(total.loss, norm, index)
+            scale = clip_scale(norm, self.config.clip) if self.config.clip else 1.0
+            options = {"run": self.workers.run, "parts": self.threads}
+            self.optimizer.step(segments, lr=lr, step=index + 1, scale=scale, finite=finite, **options)
+            if self.ema is not None:
+                self.ema.update(index + 1, **options)
+        self.progress.step = index + 1
+        if not read:
+            return StepResult(index + 1, math.nan, math.nan, lr, math.nan, time.perf_counter() - start)
+        self._confirm(index)
+        loss, correct, size = float(total.loss), int(total.correct), self.batches.batch_size
+        return StepResult(index + 1, loss, correct / size, lr, float(norm), time.perf_counter() - start)
+
+    def _forward_backward(self, index: int, observer: Observer | None) -> list[Tally]:
+        """Every thread's share of the batch of step ``index``, its gradients in the thread's slots."""
+        size = self.batches.batch_size
+        shares = spans(size, self.threads)
+
+        def share(worker: int) -> Callable[[], list[Tally]]:
+            def work() -> list[Tally]:
+                gradients, whole = self.gradients[worker], shares[worker]
+                gradients.reset()
+                tallies = []
+                with np.errstate(all="ignore"):  # a loss that is not finite is found, named and raised by the step
+                    for part in spans(whole.stop - whole.start, self.config.accumulate):
+                        first, last = whole.start + part.start, whole.start + part.stop
+                        host_x, host_y = self.batches.train(index, first, last)
+                        x = self.backend.asarray(host_x, self.model.dtype)
+                        y = self.backend.asarray(host_y)
+                        rng = Rng(self.seed, index, first)
+                        ctx = Context(self.backend, rng=rng, grads=gradients, observer=observer)
+                        tallies.append(self.objective.forward_backward(self.model, x, y, ctx, size))
+                    gradients.finish()
+                return tallies
+
+            return work
+
+        return [t for ts in self.workers.run([share(i) for i in range(len(shares))]) for t in ts]
+
+    def _reduce(self) -> list[Any]:
+        """The sum of the threads' gradients, in the first thread's segments."""
+        used = self.gradients[: len(spans(self.batches.batch_size, self.threads))]
+        total, others = used[0].segments, [g.segments for g in used[1:]]
+
+        def add(i: int, span: slice) -> Callable[[], None]:
+            def work() -> None:
+                for segments in others:
+                    total[i][span] += segments[i][span]
+
+            return work
+
+        if others:
+            trainable = [i for i, segment in enumerate(total) if segment is not None]
+            self.workers.run([add(i, span) for i in trainable for span in spans(total[i].shape[0], self.threads)])
+        return total
+
+    def _check(self, loss: Any, norm: Any, index: int) -> Any:
+        """Whether this step may reach the weights; where reading is not free the answer stays on the device."""
+        if self.backend.host_memory:
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                self._raise_nonfinite(index)
+            return True
+        xp = self.backend.xp
+        finite = xp.isfinite(norm) & xp.isfinite(loss)
+        self._finite = finite if self._finite is True else self._finite & finite
+        self._good = self._good + xp.astype(self._finite, xp.int64)
+        return self._finite
+
+    def _confirm(self, index: int) -> None:
+        """Read the device's flag: raise for the first step since the last reading that was not finite."""
+        if self.backend.host_memory:
+            return
+        good = int(self._good)
+        first, self._checked = self._checked, index + 1
+        if first + good < index + 1:
+            self._raise_nonfinite(first + good)
+        self._good = 0
+
+    def _raise_nonfinite(self, index: int) -> None:
+        """Replay the step (the weights are as before it) and name the first bad tensor."""
+        self.progress.step = index
+        hunt = FirstNonFinite(self.backend.to_numpy)
+        threads, self.threads = self.threads, 1
+        try:
+            self._forward_backward(index, hunt)
+        finally:
+            self.threads = threads
+        batch = self.batches.indices(index)
+        head = ", ".join(str(i) for i in batch[:6])
+        error = NonFiniteError(
+            f"step {index + 1}: the loss or a gradient is not finite; first bad tensor: "
+            f"{hunt.found or 'the global norm of the gradients, which overflows'}; training samples {head}, ... "
+            f"({len(batch)} of step {index + 1}); the weights are those before the step; "
+            "try a lower learning rate (--set train.lr=...) or clipping (--set train.clip=1)"
+        )
+        error.add_note(f"batch: {batch.tolist()}")
+        raise error
+
+    # ---- evaluation -------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """The model has the averaged weights inside (its own if there is no average)."""
+        if self.ema is None:
+            yield
+            return
+        own = [self.backend.xp.asarray(s.data, copy=True) for s in self.store.segments]
+        for i, average in enumerate(self.ema.segments):
+            self.store.write(i, average)
+        try:
+            yield
+        finally:
+            for i, data in enumerate(own):
+                self.store.write(i, data)
+
+    def evaluate(self, split: str = "validation", *, between: Callable[[], None] = lambda: None) -> Evaluation:
+        """Loss, accuracy and confusion on a split, with the averaged weights if there are any.
+
+        Args:
+            split: ``validation`` or ``train``; ``test`` is for ``xpformer evaluate``, which logs it.
+            between: called between batches.
+        """
+        with self.averaged_weights(), self.workers.step():
+            return evaluate(self.model, self.batches, split, self.workers, between=between)
+
+    # ---- checkpoints ------------------------------------------------------------------------------------------------
+
+    def tensors(self) -> dict[str, dict[str, HostArray]]:
+        """What a checkpoint stores: the weights to publish, and all that the next step needs."""
+        weights = self.store.to_host()
+        if self.ema is None:
+            return {"model": weights, "optimizer": self.optimizer.to_host()}
+        return {"model": self.ema.to_host(), "optimizer": self.optimizer.to_host(), "training": weights}
+
+    def save(self, directory: Path, *, documents: Mapping[str, object], best: bool = False) -> Path:
+        """Write a checkpoint of the present step."""
+        state = {"xpformer": "training-state", "seed": self.seed, **asdict(self.progress)}
+        state = {k: (str(v) if isinstance(v, float) and not math.isfinite(v) else v) for k, v in state.items()}
+        return checkpoint.save(
+            directory,
+            self.progress.step,
+            tensors=self.tensors(),
+            documents={**documents, "state.json": state},
+            keep=self.config.keep,
+            best=best,
+        )
+
+    def restore(self, saved: checkpoint.Checkpoint) -> None:
+        """Go on from a checkpoint, to the same bits as if training had never stopped.
+
+        Raises:
+            CheckpointError: if it belongs to another model, optimizer or seed; nothing is changed then.
+        """
+        state = saved.documents.get("state.json")
+        wanted = {"model", "optimizer"} | ({"training"} if self.ema is not None else set())
+        if not isinstance(state, dict) or set(saved.tensors) != wanted:
+            found = ", ".join(sorted(saved.tensors))
+            raise CheckpointError(f"{saved.directory}: holds {found}; this run needs {', '.join(sorted(wanted))}")
+        if state.get("seed") != self.seed:
+            raise CheckpointError(f"{saved.directory}: its seed is {state.get('seed')}, this run's {self.seed}")
+        self.model.load_state(saved.tensors["training" if self.ema is not None else "model"], f"{saved.directory}")
+        self.optimizer.load(saved.tensors["optimizer"])
+        if self.ema is not None:
+            self.ema.load(saved.tensors["model"])
+        fields = {name: state[name] for name in asdict(self.progress)}
+        fields |= {name: float(fields[name]) for name in ("best_accuracy", "best_loss")}
+        self.progress = Progress(**fields)
+        self._checked = self.progress.step
+        self._good, self._finite = 0, True
+
+
+def evaluate(
+    model: Layer,
+    batches: Batches,
+    split: str,
+    workers: Workers,
+    *,
+    between: Callable[[], None] = lambda: None,
+) -> Evaluation:
+    """One pass of a split through ``model``, batches shared by the workers."""
+    data, backend = batches.split(split), model.backend
+    objective = Classification()
+
+    def part(span: slice) -> tuple[Any, Any]:
+        x = backend.asarray(batches.normalize(data.images[span]), model.dtype)
+        y = backend.asarray(data.labels[span])
+        logits = model(x)
+        return objective.evaluate(logits, y), logits
+
+    parts = spans(len(data), math.ceil(len(data) / EVALUATION_BATCH))
+    loss, logits = 0.0, []
+    for at in range(0, len(parts), workers.threads):
+        between()
+        group = parts[at : at + workers.threads]
+        for batch_loss, batch_logits in workers.run([lambda s=s: part(s) for s in group]):
+            loss += float(batch_loss)
+            logits.append(backend.to_numpy(batch_logits))
+    scores = np.concatenate(logits).astype(np.float64)
+    exponentials = np.exp(scores - scores.max(axis=1, keepdims=True))
+    predictions = scores.argmax(axis=1)
+    return Evaluation(
+        split=split,
+        loss=loss / len(data),
+        confusion=confusion_matrix(data.labels, predictions, len(data.classes)),
+        classes=data.classes,
+        predictions=predictions,
+        probabilities=exponentials / exponentials.sum(axis=1, keepdims=True),
+    )
