@@ -3,13 +3,16 @@
 from pathlib import Path
 
 from xpformer.data import Augmentation, ImageData, load_digits
+from xpformer.errors import ConfigError
 from xpformer.models.vit import ViTConfig
 from xpformer.training.config import TrainConfig
 from xpformer.training.recipe import DataConfig, Recipe, Settings
 
 
 def load(folder: Path | None, validation: int, seed: int) -> ImageData:
-    """The digits travel with scikit-learn, so the folder is not needed."""
+    """The digits come with scikit-learn."""
+    if folder is not None:
+        raise ConfigError(f"vit-digits: the digits come with scikit-learn, not from {folder}; leave out --data")
     return load_digits(validation=validation, seed=seed)
 
 
@@ -18,7 +21,14 @@ def recipe() -> Recipe:
     settings = Settings(
         model=ViTConfig.preset("digits"),
         train=TrainConfig(
-            epochs=30, batch_size=64, lr=3e-3, warmup_steps=60, weight_decay=0.05, clip=1.0, ema=0.99, checkpoint_every=190
+            epochs=30,
+            batch_size=64,
+            lr=3e-3,
+            warmup_steps=60,
+            weight_decay=0.05,
+            clip=1.0,
+            ema=0.99,
+            checkpoint_every=190,
         ),
         augmentation=Augmentation(shift=0.7, rotate=8, scale=0.08),
         data=DataConfig(validation=180),

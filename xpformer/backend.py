@@ -65,7 +65,7 @@ class Backend:
         """``option`` is what stands behind the colon of ``name:option``; empty means the default device."""
         if option:
             raise BackendError(f"backend {self.name} takes no option, got {self.name}:{option}; use {self.name}")
-        self.option = option
+        self.option: str = option
         self.xp: Any = None
         self.device: Any = None
         self._pairs: Mapping[str, Sequence[Pair]] = {}

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,15 +12,20 @@ from xpformer.array import Array, size
 Floats = np.ndarray[Any, np.dtype[Any]]
 
 BLOCK = 32768
-"""Elements of one block of an elementwise chain: the chain's arrays fill half of a core's L2 cache."""
+"""Elements of one block of an elementwise chain: its four or five arrays stay in a core's L2 cache."""
 
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
-def are_floats(*arrays: Array | None) -> bool:
+def are_floats(first: Array, *others: Array | None) -> bool:
     """Whether all arrays that are there are float32, or all float64."""
-    dtypes = {a.dtype for a in arrays if a is not None}
-    return len(dtypes) == 1 and dtypes.pop() in _FLOATS
+    return first.dtype in _FLOATS and all(a is None or a.dtype == first.dtype for a in others)
+
+
+def blocks(length: int, width: int = 1) -> Iterator[slice]:
+    """``length`` rows of ``width`` elements in slices of about :data:`BLOCK` elements."""
+    rows = max(1, BLOCK // max(1, width))
+    return (slice(start, start + rows) for start in range(0, length, rows))
 
 
 def rows_of(x: Any) -> Floats:
@@ -30,17 +34,9 @@ def rows_of(x: Any) -> Floats:
     return rows
 
 
-@cache
-def ones(count: int, dtype: np.dtype[Any]) -> Floats:
-    """A read-only vector of ones: ``ones @ y`` sums columns and ``y @ ones`` rows, both by BLAS."""
-    vector = np.ones(count, dtype)
-    vector.flags.writeable = False
-    return vector
-
-
-def column_sums(rows: Floats, out: Floats | None) -> Floats:
-    """``sum_n rows[n]``, into ``out`` if given."""
-    total: Floats = np.matmul(ones(rows.shape[0], rows.dtype), rows, out=out)
+def column_sums(rows: Floats, out: Floats | None = None) -> Floats:
+    """``sum_n rows[n]`` by BLAS, into ``out`` if given."""
+    total: Floats = np.matmul(np.ones(rows.shape[0], rows.dtype), rows, out=out)
     return total
 
 

@@ -1,4 +1,4 @@
-"""The affine map with its bias added in place and its weight's gradient written into the slot."""
+"""The affine map, its bias added in place and the parameters' gradients written straight into their slots."""
 
 from __future__ import annotations
 
@@ -8,6 +8,39 @@ from typing import Any
 import numpy as np
 
 from xpformer.array import Array
-from xpformer.functional import linear as portable
 from xpformer.functional._op import Need, Pair, needs
+from xpformer.functional.linear import LinearSaved
 from xpformer_numpy._common import are_floats, column_sums, rows_of, slot
+
+
+def covers(x: Array, weight: Array, bias: Array | None = None) -> bool:
+    """Shapes that fit; the portable pair says what is wrong with others."""
+    fits = weight.ndim == 2 and x.ndim > 0 and x.shape[-1] == weight.shape[0]
+    return fits and are_floats(x, weight, bias) and (bias is None or bias.shape == weight.shape[1:])
+
+
+def forward(x: Any, weight: Any, bias: Any = None) -> tuple[Array, LinearSaved]:
+    """``y = x W + b``."""
+    y = np.matmul(rows_of(x), weight)
+    if bias is not None:
+        y += bias
+    return y.reshape(*x.shape[:-1], weight.shape[1]), LinearSaved(x, weight, bias is not None)
+
+
+def backward(
+    dy: Any, saved: LinearSaved, *, need: Need = None, into: Mapping[str, Any] | None = None
+) -> tuple[Array | None, Array | None, Array | None]:
+    """``dx = dy Wᵀ``, ``dW = xᵀ dy``, ``db = 1ᵀ dy``."""
+    x, weight, has_bias = saved
+    dy_rows = rows_of(dy)
+    dx = dweight = dbias = None
+    if needs(need, "x"):
+        dx = np.matmul(dy_rows, weight.mT).reshape(x.shape)
+    if needs(need, "weight"):
+        dweight = np.matmul(rows_of(x).T, dy_rows, out=slot(into, "weight"))
+    if has_bias and needs(need, "bias"):
+        dbias = column_sums(dy_rows, slot(into, "bias"))
+    return dx, dweight, dbias
+
+
+PAIR = Pair(forward, backward, "blas", covers, frozenset({"weight", "bias"}))

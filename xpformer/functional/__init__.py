@@ -57,4 +57,33 @@ OPERATIONS: dict[str, Op] = {
     )
 }
 
-__all__ = ["OPERATIONS", "Flops", "Kernel", "Op", "Pair", *OPERATIONS]
+__all__ = [
+    "OPERATIONS",
+    "Flops",
+    "Kernel",
+    "Op",
+    "Pair",
+    "add_broadcast",
+    "attention",
+    "bce_with_logits",
+    "conv2d",
+    "cross_entropy",
+    "drop_path",
+    "dropout",
+    "embedding",
+    "flatten",
+    "gelu",
+    "layer_norm",
+    "linear",
+    "mean_tokens",
+    "mse",
+    "patchify",
+    "prepend_token",
+    "relu",
+    "sigmoid",
+    "silu",
+    "softmax",
+    "split_heads",
+    "take_token",
+    "tanh",
+]

@@ -2,7 +2,6 @@
 
 from xpformer.layers._context import Context, Entry, Observer
 from xpformer.layers._layer import Layer
-from xpformer.parameters import Constant, Gradients, Parameter, ParameterStore, Segment
 from xpformer.layers.activation import Activation
 from xpformer.layers.attention import MultiHeadAttention
 from xpformer.layers.block import Block
@@ -14,6 +13,7 @@ from xpformer.layers.norm import LayerNorm
 from xpformer.layers.patch_embedding import ConvPatches, FlattenPatches
 from xpformer.layers.pooling import ClassToken, Head, Pool
 from xpformer.layers.position import Positions
+from xpformer.parameters import Constant, Gradients, Parameter, ParameterStore, Segment
 
 __all__ = [
     "MLP",

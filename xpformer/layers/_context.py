@@ -152,8 +152,8 @@ class Context:
         for name, parameter in trainable.items():
             if name in into and gradients[name] is into[name]:
                 grads.filled(parameter)
-            else:
-                grads.add(parameter, gradients[name])
+            elif (gradient := gradients[name]) is not None:
+                grads.add(parameter, gradient)
         if self.observer is not None:
             self.observer.backward(path, op, pair, dy, gradients)
         if len(wanted) == 1:
@@ -165,7 +165,9 @@ class Context:
         if self.tape is None:
             raise TapeError(f"{here}backward of {op.name} without a tape; make the context with grads=Gradients(...)")
         if not self.tape:
-            raise TapeError(f"{here}backward of {op.name}, but the tape is empty; forward did not run, or ran once less")
+            raise TapeError(
+                f"{here}backward of {op.name}, but the tape is empty; forward did not run, or ran once less"
+            )
         entry = self.tape[-1]
         if entry.op is not op or entry.path != self.path:
             raise TapeError(

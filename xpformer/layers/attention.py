@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from xpformer import initializers as init
 from xpformer.errors import ConfigError
 from xpformer.functional.attention import attention
 from xpformer.functional.flatten import flatten
 from xpformer.functional.split_heads import split_heads
-from xpformer import initializers as init
 from xpformer.layers._context import Context
 from xpformer.layers._layer import Layer
-from xpformer.parameters import Initializer
 from xpformer.layers.dropout import Dropout
 from xpformer.layers.linear import Linear
+from xpformer.parameters import Initializer
 
 
 class MultiHeadAttention(Layer):

@@ -7,11 +7,11 @@ from typing import Any
 from xpformer import initializers as init
 from xpformer.layers._context import Context
 from xpformer.layers._layer import Layer
-from xpformer.parameters import Initializer
 from xpformer.layers.attention import MultiHeadAttention
 from xpformer.layers.dropout import DropPath
 from xpformer.layers.mlp import MLP
 from xpformer.layers.norm import LayerNorm
+from xpformer.parameters import Initializer
 
 
 class Block(Layer):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from xpformer.functional.conv2d import conv2d
 from xpformer import initializers as init
+from xpformer.functional.conv2d import conv2d
 from xpformer.layers._context import Context
 from xpformer.layers._layer import Layer
 from xpformer.parameters import Initializer, Parameter

@@ -7,10 +7,10 @@ from typing import Any
 from xpformer import initializers as init
 from xpformer.layers._context import Context
 from xpformer.layers._layer import Layer
-from xpformer.parameters import Initializer
 from xpformer.layers.activation import Activation
 from xpformer.layers.dropout import Dropout
 from xpformer.layers.linear import Linear
+from xpformer.parameters import Initializer
 
 
 class MLP(Layer):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from xpformer.functional.layer_norm import layer_norm
 from xpformer import initializers as init
+from xpformer.functional.layer_norm import layer_norm
 from xpformer.layers._context import Context
 from xpformer.layers._layer import Layer
 from xpformer.parameters import Parameter

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from xpformer.functional.patchify import patchify
 from xpformer import initializers as init
+from xpformer.functional.patchify import patchify
 from xpformer.layers._context import Context
 from xpformer.layers._layer import Layer
-from xpformer.parameters import Initializer
 from xpformer.layers.activation import Activation
 from xpformer.layers.conv import Conv2d
 from xpformer.layers.linear import Linear
+from xpformer.parameters import Initializer
 
 
 class FlattenPatches(Layer):

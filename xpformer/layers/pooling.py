@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from xpformer import initializers as init
 from xpformer.functional.flatten import flatten
 from xpformer.functional.mean_tokens import mean_tokens
 from xpformer.functional.prepend_token import prepend_token
 from xpformer.functional.take_token import take_token
-from xpformer import initializers as init
 from xpformer.layers._context import Context
 from xpformer.layers._layer import Layer
-from xpformer.parameters import Initializer, Parameter
 from xpformer.layers.activation import Activation
 from xpformer.layers.linear import Linear
+from xpformer.parameters import Initializer, Parameter
 
 POOLS = {
     "token": (take_token, {}),

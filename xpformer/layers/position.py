@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from xpformer import initializers as init
 from xpformer.errors import ConfigError, suggest
 from xpformer.functional.add_broadcast import add_broadcast
-from xpformer import initializers as init
 from xpformer.layers._context import Context
 from xpformer.layers._layer import Layer
 from xpformer.parameters import Constant, Initializer, Parameter
@@ -40,7 +40,9 @@ class Positions(Layer):
         self.kind = kind
         self.weight = Parameter((length, dim), weight_init) if kind == "learned" else None
         fixed = kind.startswith("sincos")
-        self.table = Constant((length, dim), lambda: init.position_table(kind, grid, dim, token=token)) if fixed else None
+        self.table = (
+            Constant((length, dim), lambda: init.position_table(kind, grid, dim, token=token)) if fixed else None
+        )
         if kind == "sincos2d" and dim % 4:
             raise ConfigError(f"sincos2d positions need a width that is a multiple of 4, got {dim}")
 

@@ -23,8 +23,8 @@ from xpformer.layers import (
     Positions,
 )
 from xpformer.layers.activation import ACTIVATIONS
-from xpformer.layers.position import POSITIONS
 from xpformer.layers.pooling import POOLS
+from xpformer.layers.position import POSITIONS
 from xpformer.parameters import Initializer
 
 EMBEDDINGS = ("flatten", "conv", "stem")
@@ -95,7 +95,9 @@ class ViTConfig:
             ("init", INITS),
         ):
             if getattr(self, name) not in options:
-                raise ConfigError(f"{name} = {getattr(self, name)!r} is unknown; {suggest(getattr(self, name), options)}")
+                raise ConfigError(
+                    f"{name} = {getattr(self, name)!r} is unknown; {suggest(getattr(self, name), options)}"
+                )
         for name in ("dropout", "attention_dropout", "drop_path"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ConfigError(f"{name} = {getattr(self, name)} is outside 0 <= rate < 1")
@@ -199,9 +201,8 @@ class ViT(Layer):
         """(B, channels, image_size, image_size) -> (B, classes) logits."""
         c = self.config
         if images.ndim != 4 or tuple(images.shape[1:]) != (c.channels, c.image_size, c.image_size):
-            raise ShapeError(
-                f"ViT: images have shape {tuple(images.shape)}, expected (B, {c.channels}, {c.image_size}, {c.image_size})"
-            )
+            expected = f"(B, {c.channels}, {c.image_size}, {c.image_size})"
+            raise ShapeError(f"ViT: images have shape {tuple(images.shape)}, expected {expected}")
         x = self.embedding.forward(images, ctx)  # (B, N, D)
         if self.patch_norm is not None:
             x = self.patch_norm.forward(x, ctx)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from xpformer.array import Array, namespace
@@ -12,8 +13,11 @@ from xpformer.parameters import ParameterStore
 
 
 def _sum_of_squares(x: Array) -> Array:
-    """``sum x²`` of a flat array, 0-d."""
-    squares: Array = namespace(x).vecdot(x, x)
+    """``sum x²`` of a flat array, 0-d.
+
+    A sum and not a scalar product: BLAS adds in a few lanes, which in float32 loses digits as the array grows.
+    """
+    squares: Array = namespace(x).sum(x * x)
     return squares
 
 
@@ -24,7 +28,7 @@ def global_norm(store: ParameterStore, gradients: Sequence[Any], *, run: Runner 
     """``sqrt(sum g²)`` over all trainable parameters: a 0-d device array (or number), never read here."""
     kernel = store.backend.kernel(sum_of_squares)
     slices = [g[span] for g in gradients if g is not None for span in spans(g.shape[0], parts)]
-    total = sum(run([lambda s=s: kernel(s) for s in slices]))
+    total = sum(run([partial(kernel, s) for s in slices]))
     return total**0.5
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from xpformer.array import Array, HostArray
@@ -24,7 +25,7 @@ ema_step = Kernel("ema_step", _ema_step)
 class EMA:
     """``a' = d a + (1 - d) w`` after every update, with ``d = min(decay, (1 + step) / (10 + step))``.
 
-    The rising decay keeps the random initial weights out of the average (the rule of tf.train.ExponentialMovingAverage).
+    The rising decay keeps the random initial weights out of the average (as tf.train.ExponentialMovingAverage does).
     """
 
     def __init__(self, store: ParameterStore, decay: float) -> None:
@@ -50,7 +51,7 @@ class EMA:
 
         run(
             [
-                lambda i=i, span=span: part(i, span)
+                partial(part, i, span)
                 for i, average in enumerate(self.segments)
                 for span in spans(average.shape[0], parts)
             ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, ClassVar
 
 from xpformer.array import HostArray
@@ -22,7 +23,7 @@ def in_turn(tasks: Iterable[Callable[[], Any]]) -> list[Any]:
 def spans(length: int, parts: int) -> list[slice]:
     """``length`` elements in ``parts`` nearly equal contiguous slices; the empty ones are left out."""
     bounds = [length * i // parts for i in range(parts + 1)]
-    return [slice(a, b) for a, b in zip(bounds, bounds[1:], strict=False) if a < b]
+    return [slice(a, b) for a, b in pairwise(bounds) if a < b]
 
 
 class Optimizer:

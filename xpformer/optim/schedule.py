@@ -36,7 +36,9 @@ class Schedule:
         if not self.peak > 0.0 or not math.isfinite(self.peak):
             raise ConfigError(f"learning rate {self.peak} is not a positive number")
         if self.steps < 1 or self.warmup < 0:
-            raise ConfigError(f"schedule needs at least one step and no negative warm-up, got {self.steps}, {self.warmup}")
+            raise ConfigError(
+                f"schedule needs at least one step and no negative warm-up, got {self.steps}, {self.warmup}"
+            )
         if not 0.0 <= self.floor <= 1.0:
             raise ConfigError(f"schedule floor {self.floor} is outside 0 <= floor <= 1")
         if not 0.0 < self.decay_fraction <= 1.0:

@@ -23,9 +23,9 @@ def sgd_step(
     scale: Any = 1.0,
     finite: Any = True,
 ) -> tuple[Array, Array]:
-    """``g' = scale g + decay p``, ``u' = momentum u + g'``, ``p' = p - lr u'`` (Nesterov: ``p - lr (g' + momentum u')``).
+    """``g' = scale g + decay p``, ``u' = momentum u + g'``, ``p' = p - lr u'``.
 
-    Where ``finite`` is false, the old values are returned.
+    With ``nesterov``, ``p' = p - lr (g' + momentum u')``.  Where ``finite`` is false, the old values are returned.
     """
     gradient = g * scale + weight_decay * p
     velocity = momentum * u + gradient

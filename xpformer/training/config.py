@@ -65,7 +65,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name, options in (("optimizer", OPTIMIZERS), ("schedule", SHAPES)):
             if getattr(self, name) not in options:
-                raise ConfigError(f"{name} = {getattr(self, name)!r} is unknown; {suggest(getattr(self, name), options)}")
+                raise ConfigError(
+                    f"{name} = {getattr(self, name)!r} is unknown; {suggest(getattr(self, name), options)}"
+                )
         for name in ("batch_size", "accumulate", "keep", "log_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} = {getattr(self, name)} is less than 1")

@@ -32,7 +32,9 @@ def thread_count(backend: Backend, threads: int | None) -> int:
     if threads < 1:
         raise ConfigError(f"threads = {threads} is less than 1")
     if threads > 1 and not backend.shares_batch:
-        raise ConfigError(f"backend {backend.spec} runs each operation in parallel itself; leave out --threads {threads}")
+        raise ConfigError(
+            f"backend {backend.spec} runs each operation in parallel itself; leave out --threads {threads}"
+        )
     return threads
 
 

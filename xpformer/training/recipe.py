@@ -35,7 +35,7 @@ class Settings:
     model: ViTConfig
     train: TrainConfig
     augmentation: Augmentation = Augmentation()  # noqa: RUF009  (frozen)
-    data: DataConfig = DataConfig()  # noqa: RUF009
+    data: DataConfig = DataConfig()
 
 
 @dataclass(frozen=True)
@@ -93,10 +93,10 @@ def settings_from_dict(tree: Mapping[str, Any]) -> Settings:
     for section, values in tree.items():
         if section not in known:
             raise ConfigError(f"unknown section {section!r}; {suggest(section, known)}")
-        options = _options(section)
+        names = _options(section)
         for key in values:
-            if key not in options:
-                raise ConfigError(f"unknown option {section}.{key}; {suggest(key, options)}")
+            if key not in names:
+                raise ConfigError(f"unknown option {section}.{key}; {suggest(key, names)}")
     try:
         settings = msgspec.convert(tree, Settings, strict=False)
     except msgspec.ValidationError as error:
@@ -106,10 +106,10 @@ def settings_from_dict(tree: Mapping[str, Any]) -> Settings:
         found = _at(tree, where)
         expected = reason.partition(", got ")[0].replace("`", "")
         raise ConfigError(reason if isinstance(found, dict) else f"{where}: {expected}, got {found!r}") from error
-    for section in fields(settings):
-        for key, value in asdict(getattr(settings, section.name)).items():
+    for section, options in asdict(settings).items():
+        for key, value in options.items():
             if isinstance(value, float) and not math.isfinite(value):
-                raise ConfigError(f"{section.name}.{key} = {value} is not a finite number")
+                raise ConfigError(f"{section}.{key} = {value} is not a finite number")
     return settings
 
 

@@ -156,7 +156,7 @@ class Session:
     def _evaluate(self, log: Log, reporter: Reporter, stop: StopRequest) -> bool:
         """Evaluate on the validation split; whether it is the best so far.  A signal ends it after a batch."""
 
-        class Stopped(Exception):
+        class Stopped(Exception):  # noqa: N818  (no error)
             """Leaves the evaluation between two batches."""
 
         def between() -> None:
@@ -199,8 +199,8 @@ def _trainer(recipe: Recipe, settings: Settings, options: Options, backend: Back
     expected = (settings.model.channels, settings.model.image_size, settings.model.image_size)
     if data.image_shape != expected or len(data.classes) > settings.model.classes:
         raise DataError(
-            f"data {data.name}: images {data.image_shape} in {len(data.classes)} classes do not fit the model, which takes "
-            f"{expected} in {settings.model.classes}; set model.channels, model.image_size and model.classes"
+            f"data {data.name}: images {data.image_shape} in {len(data.classes)} classes do not fit the model, which "
+            f"takes {expected} in {settings.model.classes}; set model.channels, model.image_size and model.classes"
         )
     batches = ImageBatches(
         data,
@@ -213,7 +213,12 @@ def _trainer(recipe: Recipe, settings: Settings, options: Options, backend: Back
 
 
 def start(
-    name: str, options: Options, *, preset: str | None = None, changes: Sequence[str] = (), arguments: Sequence[str] = ()
+    name: str,
+    options: Options,
+    *,
+    preset: str | None = None,
+    changes: Sequence[str] = (),
+    arguments: Sequence[str] = (),
 ) -> Session:
     """A new run of a recipe, in a new directory.
 
@@ -233,7 +238,8 @@ def start(
     path = options.out or default_run_path(Path("runs"), recipe.name)
     if path.is_dir() and any(path.iterdir()):
         raise RunError(
-            f"{path}: is not empty; a run is never written over: go on with xpformer resume {path}, or take another --out"
+            f"{path}: is not empty; a run is never written over: "
+            f"go on with xpformer resume {path}, or take another --out"
         )
     data = recipe.load_data(options.data, settings.data.validation, options.seed)
     trainer = _trainer(recipe, settings, options, backend, data)

@@ -11,7 +11,7 @@ from types import FrameType
 from xpformer.errors import XpformerError
 
 
-class Interrupted(XpformerError):
+class Interrupted(XpformerError):  # noqa: N818  (a stop that was asked for is no error)
     """Training was asked to stop, and has saved."""
 
     def __init__(self, message: str, signal_number: int) -> None:

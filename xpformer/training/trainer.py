@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -143,10 +144,10 @@ class Trainer:
             norm = global_norm(self.store, segments, run=self.workers.run, parts=self.threads)
             finite = self._check(total.loss, norm, index)
             scale = clip_scale(norm, self.config.clip) if self.config.clip else 1.0
-            options = {"run": self.workers.run, "parts": self.threads}
-            self.optimizer.step(segments, lr=lr, step=index + 1, scale=scale, finite=finite, **options)
+            run, parts = self.workers.run, self.threads
+            self.optimizer.step(segments, lr=lr, step=index + 1, scale=scale, finite=finite, run=run, parts=parts)
             if self.ema is not None:
-                self.ema.update(index + 1, **options)
+                self.ema.update(index + 1, run=run, parts=parts)
         self.progress.step = index + 1
         if not read:
             return StepResult(index + 1, math.nan, math.nan, lr, math.nan, time.perf_counter() - start)
@@ -335,7 +336,7 @@ def evaluate(
     for at in range(0, len(parts), workers.threads):
         between()
         group = parts[at : at + workers.threads]
-        for batch_loss, batch_logits in workers.run([lambda s=s: part(s) for s in group]):
+        for batch_loss, batch_logits in workers.run([partial(part, span) for span in group]):
             loss += float(batch_loss)
             logits.append(backend.to_numpy(batch_logits))
     scores = np.concatenate(logits).astype(np.float64)

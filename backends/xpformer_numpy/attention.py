@@ -1,0 +1,145 @@
+"""Attention over a few sequences at a time, so that their scores stay in the cache from the first product to the last.
+
+The heads are views of the packed projection: BLAS takes their strides, nothing is copied.  The three gradients are
+written into one packed array, which :mod:`xpformer_numpy.split_heads` recognises.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from xpformer.array import Array
+from xpformer.functional._op import Need, Pair, needs
+from xpformer.functional.attention import AttentionSaved
+from xpformer.rng import MaskKey
+from xpformer_numpy._common import BLOCK, Floats, are_floats
+
+_SAFE = 60.0
+"""exp of numbers up to this, and the sum of many, neither overflow nor vanish in float32."""
+
+
+def covers(
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Array | None = None,
+    *,
+    causal: bool = False,
+    scale: float | None = None,  # noqa: ARG001
+    dropout: float = 0.0,
+    dropout_key: MaskKey | None = None,  # noqa: ARG001
+) -> bool:
+    """No mask, no dropout, as many key heads as query heads, at least as many keys as queries if causal."""
+    if mask is not None or dropout or query.ndim < 3 or 0 in query.shape[-3:] or 0 in value.shape[-3:]:
+        return False
+    fits = key.ndim == query.ndim and key.shape[:-3] == query.shape[:-3] and key.shape[-2:] == query.shape[-2:]
+    fits = fits and value.shape[:-1] == key.shape[:-1] and (not causal or key.shape[-3] >= query.shape[-3])
+    return fits and are_floats(query, key, value)
+
+
+def forward(
+    query: Any,
+    key: Any,
+    value: Any,
+    mask: None = None,  # noqa: ARG001
+    *,
+    causal: bool = False,
+    scale: float | None = None,
+    dropout: float = 0.0,  # noqa: ARG001
+    dropout_key: None = None,  # noqa: ARG001
+) -> tuple[Array, AttentionSaved]:
+    """``Y = softmax(scale Q Kᵀ) V``."""
+    factor = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
+    q, k, v = (_heads(x) for x in (query, key, value))  # (B, H, T, d)
+    count, heads, length, _ = q.shape
+    probabilities = np.empty((count, heads, length, k.shape[2]), q.dtype)
+    y = np.empty((count, length, heads, v.shape[3]), q.dtype)
+    ones = np.ones((k.shape[2], 1), q.dtype)
+    seen = np.tri(length, k.shape[2], k.shape[2] - length, dtype=q.dtype) if causal else None
+    for part in _parts(probabilities):
+        p = np.matmul(q[part], k[part].mT, out=probabilities[part])
+        p *= factor
+        _exponentials(p, seen)
+        rows = p.reshape(-1, p.shape[-1])
+        total = rows @ ones
+        np.reciprocal(total, out=total)
+        rows *= total
+        np.matmul(p, v[part], out=y[part].swapaxes(1, 2))
+    leading = query.shape[:-3]
+    weights = probabilities.reshape(*leading, *probabilities.shape[1:])
+    saved = AttentionSaved(query, key, value, weights, None, 1.0, factor, None)
+    return y.reshape(*leading, *y.shape[1:]), saved
+
+
+def _exponentials(scores: Floats, seen: Floats | None) -> None:
+    """``exp`` of each row in place, divided by a number that keeps it from overflowing where that is needed."""
+    if scores.min() > -_SAFE and scores.max() < _SAFE:
+        np.exp(scores, out=scores)
+        if seen is not None:
+            scores *= seen
+        return
+    if seen is not None:
+        scores += np.where(seen > 0, 0.0, -math.inf).astype(scores.dtype)
+    peak = scores.max(axis=-1, keepdims=True)
+    scores -= np.where(peak > -math.inf, peak, 0.0)
+    np.exp(scores, out=scores)
+
+
+def backward(
+    dy: Any, saved: AttentionSaved, *, need: Need = None
+) -> tuple[Array | None, Array | None, Array | None, Array | None]:
+    """``dV = Pᵀ dY``, ``dZ = P (dP - rowsum(dP P))``, ``dQ = scale dZ K``, ``dK = scale dZᵀ Q``."""
+    q, k, v, d = (_heads(x) for x in (saved.query, saved.key, saved.value, dy))
+    probabilities = saved.probabilities.reshape(-1, *saved.probabilities.shape[-3:])
+    dq, dk, dv = _gradients(saved, need)
+    dq_heads, dk_heads, dv_heads = (None if x is None else _heads(x) for x in (dq, dk, dv))
+    ones = np.ones((k.shape[2], 1), d.dtype)
+    for part in _parts(probabilities):
+        p = probabilities[part]
+        if dv_heads is not None:
+            np.matmul(p.mT, d[part], out=dv_heads[part])
+        if dq_heads is None and dk_heads is None:
+            continue
+        dz = np.matmul(d[part], v[part].mT)
+        dz *= p
+        rows = dz.reshape(-1, dz.shape[-1])
+        mean = rows @ ones
+        rows -= p.reshape(rows.shape) * mean
+        rows *= saved.scale
+        if dq_heads is not None:
+            np.matmul(dz, k[part], out=dq_heads[part])
+        if dk_heads is not None:
+            np.matmul(dz.mT, q[part], out=dk_heads[part])
+    return dq, dk, dv, None
+
+
+def _gradients(saved: AttentionSaved, need: Need) -> tuple[Floats | None, Floats | None, Floats | None]:
+    """Where the gradients go: parts of one packed array (..., T, 3, H, d) if they have the same shape."""
+    arrays: dict[str, Any] = {"query": saved.query, "key": saved.key, "value": saved.value}
+    wanted = {name: x for name, x in arrays.items() if needs(need, name)}
+    shapes = {x.shape for x in wanted.values()}
+    if len(wanted) == 3 and len(shapes) == 1:
+        shape = shapes.pop()
+        packed = np.empty((*shape[:-2], 3, *shape[-2:]), saved.query.dtype)
+        return packed[..., 0, :, :], packed[..., 1, :, :], packed[..., 2, :, :]
+    out = [np.empty(x.shape, x.dtype) if name in wanted else None for name, x in arrays.items()]
+    return out[0], out[1], out[2]
+
+
+def _heads(x: Any) -> Floats:
+    """(..., T, H, d) as (B, H, T, d), a view where its layout allows."""
+    heads: Floats = x.reshape(-1, *x.shape[-3:]).swapaxes(1, 2)
+    return heads
+
+
+def _parts(scores: Floats) -> list[slice]:
+    """The sequences in groups whose scores fit a block."""
+    count = scores.shape[0]
+    step = max(1, BLOCK // (scores[0].size if count else 1))
+    return [slice(start, start + step) for start in range(0, count, step)]
+
+
+PAIR = Pair(forward, backward, "blocked", covers)

@@ -1,0 +1,35 @@
+"""Splitting a packed projection, whose gradient is found packed where :mod:`xpformer_numpy.attention` wrote it so."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from xpformer.array import Array
+from xpformer.functional import split_heads as op
+from xpformer.functional._op import Need, Pair, needs
+from xpformer.functional.split_heads import SplitHeadsSaved
+
+
+def backward(dy: tuple[Any, ...], saved: SplitHeadsSaved, *, need: Need = None) -> tuple[Array | None]:
+    """``dx``: the array that the parts are views of if they are its parts in order, else the portable copy."""
+    if not needs(need, "x"):
+        return (None,)
+    packed = dy[0].base
+    if isinstance(packed, np.ndarray) and packed.shape == (*dy[0].shape[:-2], len(dy), *dy[0].shape[-2:]):
+        if packed.flags.c_contiguous and all(_same(packed[..., p, :, :], part) for p, part in enumerate(dy)):
+            return (packed.reshape(saved.shape),)
+    return op.backward(dy, saved)  # type: ignore[return-value]
+
+
+def _same(x: Any, y: Any) -> bool:
+    return bool(
+        x.__array_interface__["data"][0] == y.__array_interface__["data"][0]
+        and x.strides == y.strides
+        and x.shape == y.shape
+        and x.dtype == y.dtype
+    )
+
+
+PAIR = Pair(op.forward, backward, "packed")

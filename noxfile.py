@@ -1,0 +1,73 @@
+"""``nox`` runs every gate: lint, types, tests on every backend of this machine, and the recipes from a built wheel."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import nox
+
+nox.options.sessions = ["lint", "types", "tests", "recipes"]
+nox.options.reuse_existing_virtualenvs = True
+nox.needs_version = ">=2025.2"
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+ENV = {"PYTHONHASHSEED": "0", "OMP_WAIT_POLICY": "passive", "MPLBACKEND": "Agg"}
+
+
+def group(name: str) -> list[str]:
+    """The requirements of a dependency group of pyproject.toml."""
+    return nox.project.dependency_groups(PROJECT, name)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    session.install(*group("lint"))
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    session.install(*group("types"), *PROJECT["project"]["dependencies"])
+    session.run("mypy")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """All tests; the one environment that holds the peers (torch, array-api-strict)."""
+    session.install("-e", ".[recipes]", *group("test"))
+    env = ENV | {"XPFORMER_REQUIRE_BACKENDS": "numpy,strict,torch"}
+    if session.posargs:
+        session.run("pytest", *session.posargs, env=env)
+        return
+    workers = str(min(4, os.cpu_count() or 1))
+    session.run("coverage", "erase")
+    session.run("coverage", "run", "-m", "pytest", "-n", workers, "--dist", "worksteal", env=env)
+    session.run("coverage", "combine", silent=True)
+    session.run("coverage", "report")
+
+
+@nox.session
+def recipes(session: nox.Session) -> None:
+    """Builds the wheel, installs it where the source tree cannot be imported, and runs what the README says."""
+    session.install("build")
+    out = Path(session.create_tmp()).resolve()
+    session.run("python", "-m", "build", "--wheel", "--outdir", str(out), ".", silent=True)
+    wheel = max(out.glob("*.whl"), key=lambda path: path.stat().st_mtime)
+    session.install("--force-reinstall", "--no-deps", str(wheel))
+    session.install(f"{wheel}[recipes]")
+    runs = out / "runs"
+    session.run("rm", "-rf", str(runs), external=True)
+    session.chdir(out)
+    session.run("xpformer", "recipes")
+    session.run("xpformer", "backends")
+    session.run("xpformer", "train", "vit-digits", "--out", str(runs / "digits"), env=ENV)
+    session.run("xpformer", "evaluate", str(runs / "digits"))
+    session.run("xpformer", "predict", str(runs / "digits"), "--first", "12", "--to", str(runs / "pictures"))
+    session.run("xpformer", "gradcheck", "all")
+    if os.environ.get("XPFORMER_DATA"):
+        session.run(
+            "xpformer", "train", "vit-mnist", "--preset", "quick", "--max-steps", "30", "--out", str(runs / "mnist")
+        )
+        session.run("xpformer", "resume", str(runs / "mnist"), "--max-steps", "40")
