@@ -1,0 +1,314 @@
+"""The harness is tested: each of these mistakes, as people make them, is caught by the checks that every pair passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from xpformer.analysis.cases import CASES, Case, case
+from xpformer.analysis.gradient_check import check_operation, failures
+from xpformer.array import namespace
+from xpformer.backend import Backend
+from xpformer.functional import OPERATIONS
+from xpformer.functional._op import Pair
+from xpformer.functional.random_bits import keep_mask
+from xpformer.rng import MaskKey
+
+
+def checked(op: str, pair: Pair, cases: tuple[Case, ...], backend: Backend) -> list[str]:
+    """What the harness says of a pair."""
+    return [text for c in cases for text in failures(check_operation(OPERATIONS[op], pair, c, backend))]
+
+
+Backward = Callable[..., tuple[Any, ...]]
+MISTAKES: dict[str, tuple[str, Backward]] = {}
+
+
+def mistake(op: str) -> Callable[[Backward], Backward]:
+    """Register a wrong backward of an operation."""
+
+    def register(backward: Backward) -> Backward:
+        MISTAKES[backward.__name__] = (op, backward)
+        return backward
+
+    return register
+
+
+def right(op: str, dy: Any, saved: Any, need: Any) -> list[Any]:
+    return list(OPERATIONS[op].backward(dy, saved, need=need))
+
+
+def only(need: Any, op: str, *gradients: Any) -> tuple[Any, ...]:
+    """``gradients`` where they are needed."""
+    return tuple(
+        g if need is None or n in need else None for n, g in zip(OPERATIONS[op].arguments, gradients, strict=True)
+    )
+
+
+# ---- layer norm ----
+
+
+def layer_norm_dx(dy: Any, saved: Any, *, weight: bool = True, term2: bool = True, term3: bool = True) -> Any:
+    xp, n = namespace(dy), saved.normalized
+    dn = dy * saved.weight if weight else dy
+    dx = dn
+    if term2:
+        dx = dx - xp.mean(dn, axis=-1, keepdims=True)
+    if term3:
+        dx = dx - n * xp.mean(dn * n, axis=-1, keepdims=True)
+    return dx * saved.inv_std
+
+
+@mistake("layer_norm")
+def dropped_term_2(dy: Any, saved: Any, *, need: Any = None) -> Any:
+    _, dweight, dbias = right("layer_norm", dy, saved, need)
+    return *only(need, "layer_norm", layer_norm_dx(dy, saved, term2=False), None, None)[:1], dweight, dbias
+
+
+@mistake("layer_norm")
+def dropped_term_3(dy: Any, saved: Any, *, need: Any = None) -> Any:
+    _, dweight, dbias = right("layer_norm", dy, saved, need)
+    return *only(need, "layer_norm", layer_norm_dx(dy, saved, term3=False), None, None)[:1], dweight, dbias
+
+
+@mistake("layer_norm")
+def forgotten_gamma(dy: Any, saved: Any, *, need: Any = None) -> Any:
+    _, dweight, dbias = right("layer_norm", dy, saved, need)
+    return *only(need, "layer_norm", layer_norm_dx(dy, saved, weight=False), None, None)[:1], dweight, dbias
+
+
+# ---- attention, in its plain form ----
+
+
+def attention_gradients(dy: Any, saved: Any, *, mistake: str = "") -> tuple[Any, Any, Any, None]:
+    """The derivation's equations with one of them wrong."""
+    q, k, v, d = (np.swapaxes(np.asarray(a), -3, -2) for a in (saved.query, saved.key, saved.value, dy))
+    p = np.asarray(saved.probabilities)
+    dv = (p if mistake == "P instead of its transpose" else np.swapaxes(p, -1, -2)) @ d
+    dp = d @ np.swapaxes(v, -1, -2)
+    dz = p * (dp - np.sum(dp * p, -1, keepdims=True))
+    if mistake == "no row sum":
+        dz = p * dp
+    dq = dz @ k * (1.0 if mistake == "missing scale" else saved.scale)
+    dk = (dz if mistake == "transposed dK" else np.swapaxes(dz, -1, -2)) @ q * saved.scale
+    return *(np.swapaxes(g, -3, -2) for g in (dq, dk, dv)), None
+
+
+def attention_mistake(name: str) -> Backward:
+    def backward(dy: Any, saved: Any, *, need: Any = None) -> Any:
+        return only(need, "attention", *attention_gradients(dy, saved, mistake=name))
+
+    return backward
+
+
+ATTENTION_MISTAKES = ("transposed dK", "missing scale", "P instead of its transpose", "no row sum")
+SELF = (case("five tokens", (3, 5, 4, 6), (3, 5, 4, 6), (3, 5, 4, 8)),)
+ONE_TOKEN = (case("one token", (3, 1, 4, 6), (3, 1, 4, 6), (3, 1, 4, 8)),)
+
+
+@pytest.mark.parametrize("name", ATTENTION_MISTAKES)
+def test_a_mistake_in_attention_is_caught(portable: Backend, name: str) -> None:
+    attention = OPERATIONS["attention"]
+    assert checked("attention", Pair(attention.forward, attention_mistake("")), SELF, portable) == []
+    found = checked("attention", Pair(attention.forward, attention_mistake(name)), SELF, portable)
+    assert any("finite difference" in text for text in found)
+
+
+def test_with_one_token_three_of_four_mistakes_in_attention_would_pass(portable: Backend) -> None:
+    forward = OPERATIONS["attention"].forward
+    passed = [
+        name
+        for name in ATTENTION_MISTAKES
+        if not checked("attention", Pair(forward, attention_mistake(name)), ONE_TOKEN, portable)
+    ]
+    assert passed == ["transposed dK", "missing scale", "P instead of its transpose"]
+
+
+# ---- the others ----
+
+
+@mistake("softmax")
+def softmax_without_the_row_sum(dy: Any, saved: Any, *, need: Any = None) -> Any:
+    return only(need, "softmax", dy * saved.probabilities)
+
+
+@mistake("linear")
+def bias_averaged_instead_of_summed(dy: Any, saved: Any, *, need: Any = None) -> Any:
+    dx, dweight, dbias = right("linear", dy, saved, need)
+    rows = max(1, dy.size // dy.shape[-1])
+    return dx, dweight, None if dbias is None else dbias / rows
+
+
+@mistake("embedding")
+def scatter_that_loses_duplicates(dy: Any, saved: Any, *, need: Any = None) -> Any:
+    dweight = np.zeros((saved.rows, dy.shape[-1]))
+    dweight[np.asarray(saved.ids)] = np.asarray(dy)  # the last one wins
+    return only(need, "embedding", dweight, None)
+
+
+@mistake("cross_entropy")
+def missing_one_over_n(dy: Any, saved: Any, *, need: Any = None) -> Any:
+    dlogits, dtargets = right("cross_entropy", dy, saved, need)
+    return None if dlogits is None else dlogits * saved.denominator, dtargets
+
+
+@mistake("cross_entropy")
+def label_smoothing_forgotten(dy: Any, saved: Any, *, need: Any = None) -> Any:
+    return right("cross_entropy", dy, saved._replace(label_smoothing=0.0), need)
+
+
+@mistake("cross_entropy")
+def ignored_rows_counted(dy: Any, saved: Any, *, need: Any = None) -> Any:
+    return right("cross_entropy", dy, saved._replace(keep=None), need)
+
+
+@mistake("gelu")
+def wrong_constant_in_the_tanh_form(dy: Any, saved: Any, *, need: Any = None) -> Any:
+    return only(need, "gelu", dy * saved.slope)
+
+
+def gelu_forward(x: Any, *, approximate: str = "none") -> Any:
+    """What is kept has c instead of 3 c."""
+    y, saved = OPERATIONS["gelu"].forward(x, approximate=approximate)
+    if approximate == "none":
+        return y, saved
+    root, c = np.sqrt(2.0 / np.pi), 0.044715
+    t = np.tanh(root * (x + c * x**3))
+    return y, saved._replace(slope=0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * root * (1.0 + c * x**2))
+
+
+@mistake("conv2d")
+def stride_ignored_in_dx(dy: Any, saved: Any, *, need: Any = None) -> Any:
+    one = tuple(axis._replace(stride=1, after=axis.after + (axis.stride - 1) * (axis.places - 1)) for axis in saved.axes)
+    spread = tuple(
+        a._replace(after=s.kernel + s.places - 1 - s.length - s.before) for a, s in zip(one, saved.axes, strict=True)
+    )
+    dx = right("conv2d", dy, saved._replace(axes=spread), ("x",))[0]
+    _, dweight, dbias = right("conv2d", dy, saved, need)
+    return *only(need, "conv2d", dx, None, None)[:1], dweight, dbias
+
+
+@mistake("patchify")
+def patches_put_back_transposed(dy: Any, saved: Any, *, need: Any = None) -> Any:
+    (p, q), (*_, channels, height, width) = saved.patch, saved.shape
+    cut = np.reshape(dy, (-1, width // q, height // p, channels, p, q))  # the grid's columns before its rows
+    return only(need, "patchify", np.reshape(np.transpose(cut, (0, 3, 2, 4, 1, 5)), saved.shape))
+
+
+@mistake("dropout")
+def mask_drawn_again_in_backward(dy: Any, saved: Any, *, need: Any = None) -> Any:
+    if saved.keep is None:
+        return only(need, "dropout", dy)
+    keep = keep_mask(dy, rate=1.0 - 1.0 / saved.scale, key=MaskKey(5, 6))
+    return only(need, "dropout", np.where(keep, dy * saved.scale, 0.0))
+
+
+@mistake("drop_path")
+def drop_path_not_scaled(dy: Any, saved: Any, *, need: Any = None) -> Any:
+    return right("drop_path", dy, saved._replace(scale=1.0), need)
+
+
+@mistake("mean_tokens")
+def mean_without_one_over_t(dy: Any, saved: Any, *, need: Any = None) -> Any:
+    (dx,) = right("mean_tokens", dy, saved, need)
+    return (None if dx is None else dx * saved.length,)
+
+
+@mistake("prepend_token")
+def token_gets_one_sample_only(dy: Any, saved: Any, *, need: Any = None) -> Any:
+    dx, dtoken = right("prepend_token", dy, saved, need)
+    return dx, None if dtoken is None else dtoken / 2
+
+
+@mistake("add_broadcast")
+def table_averaged_over_the_batch(dy: Any, saved: Any, *, need: Any = None) -> Any:
+    dx, dtable = right("add_broadcast", dy, saved, need)
+    return dx, None if dtable is None else dtable * (dtable.size / max(1, dy.size))
+
+
+@mistake("split_heads")
+def parts_packed_in_the_wrong_order(dy: Any, saved: Any, *, need: Any = None) -> Any:
+    return right("split_heads", dy[::-1], saved, need)
+
+
+@mistake("bce_with_logits")
+def sigmoid_forgotten(dy: Any, saved: Any, *, need: Any = None) -> Any:
+    scale = dy / saved.denominator
+    return only(need, "bce_with_logits", (saved.logits - saved.targets) * scale, -saved.logits * scale)
+
+
+@mistake("mse")
+def factor_two_forgotten(dy: Any, saved: Any, *, need: Any = None) -> Any:
+    return tuple(None if g is None else g / 2 for g in right("mse", dy, saved, need))
+
+
+@mistake("relu")
+def slope_of_the_output_instead_of_its_sign(dy: Any, saved: Any, *, need: Any = None) -> Any:
+    return only(need, "relu", dy)
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_planted_mistake_is_caught(portable: Backend, name: str) -> None:
+    op, backward = MISTAKES[name]
+    forward = gelu_forward if op == "gelu" else OPERATIONS[op].forward
+    found = checked(op, Pair(forward, backward), CASES[op], portable)
+    assert any("finite difference" in text for text in found), found
+    assert not any("shape kept" in text for text in found)  # a mistake that NumPy itself would report is none
+
+
+def test_without_a_random_weight_a_forgotten_gamma_would_pass(portable: Backend) -> None:
+    pair = Pair(OPERATIONS["layer_norm"].forward, forgotten_gamma)
+    initial = (case("weights at their initial values", (4, 3, 7), np.ones(7), np.zeros(7)),)
+    assert checked("layer_norm", pair, initial, portable) == []
+
+
+# ---- the rules that need no finite difference ----
+
+
+def rule_broken(op: str, backward: Backward, rule: str, backend: Backend) -> bool:
+    found = checked(op, Pair(OPERATIONS[op].forward, backward), CASES[op], backend)
+    return any(rule in text for text in found)
+
+
+def test_a_gradient_that_nobody_asked_for_is_caught(portable: Backend) -> None:
+    def all_of_them(dy: Any, saved: Any, *, need: Any = None) -> Any:
+        return tuple(right("linear", dy, saved, None))
+
+    assert rule_broken("linear", all_of_them, "need nothing", portable)
+
+
+def test_a_state_between_calls_is_caught(portable: Backend) -> None:
+    calls = iter(range(1000))
+
+    def counting(dy: Any, saved: Any, *, need: Any = None) -> Any:
+        return tuple(None if g is None else g * (1.0 + 1e-15 * next(calls)) for g in right("tanh", dy, saved, need))
+
+    assert rule_broken("tanh", counting, "twice the same bits", portable)
+
+
+def test_another_dtype_is_caught(portable: Backend) -> None:
+    def narrow(dy: Any, saved: Any, *, need: Any = None) -> Any:
+        return tuple(None if g is None else g.astype("float32") for g in right("tanh", dy, saved, need))
+
+    assert rule_broken("tanh", narrow, "dtype kept", portable)
+
+
+def test_a_backward_that_is_not_linear_is_caught(portable: Backend) -> None:
+    def clipped(dy: Any, saved: Any, *, need: Any = None) -> Any:
+        return tuple(None if g is None else np.clip(g, -1.0, 1.0) for g in right("flatten", dy, saved, need))
+
+    assert rule_broken("flatten", clipped, "linear in dy", portable)
+
+
+@pytest.mark.parametrize("written", ["dy", "saved"])
+def test_writing_an_argument_fails(portable: Backend, written: str) -> None:
+    def writes(dy: Any, saved: Any, *, need: Any = None) -> Any:
+        target = dy if written == "dy" else saved.y
+        target *= 2.0
+        return (target,)
+
+    with pytest.raises(ValueError, match="read-only"):
+        rule_broken("tanh", writes, "", portable)
