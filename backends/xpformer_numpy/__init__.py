@@ -13,6 +13,8 @@ import numpy as np
 from xpformer.array import Array
 from xpformer.backend import Backend, Status
 from xpformer.errors import BackendError, suggest
+from xpformer_numpy.allocator import keep_freed_memory
+from xpformer_numpy.memory import keep_freed_memory
 
 OPTIONS = ("", "portable")
 
@@ -30,7 +32,9 @@ class NumpyBackend(Backend):
             raise BackendError(f"backend numpy has no option {option!r}; {suggest(option, OPTIONS[1:])}")
         self.option = option
         self.xp, self.device = xp, "cpu"
+        keep_freed_memory()
         if option != "portable":
+            keep_freed_memory()
             from xpformer_numpy.kernels import KERNELS
             from xpformer_numpy.pairs import PAIRS
 

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 
 from xpformer.array import Array
-from xpformer.functional import split_heads as op
 from xpformer.functional._op import Need, Pair, needs
-from xpformer.functional.split_heads import SplitHeadsSaved
+from xpformer.functional.split_heads import SplitHeadsSaved, split_heads
 
 
 def backward(dy: tuple[Any, ...], saved: SplitHeadsSaved, *, need: Need = None) -> tuple[Array | None]:
@@ -20,7 +19,7 @@ def backward(dy: tuple[Any, ...], saved: SplitHeadsSaved, *, need: Need = None) 
     if isinstance(packed, np.ndarray) and packed.shape == (*dy[0].shape[:-2], len(dy), *dy[0].shape[-2:]):
         if packed.flags.c_contiguous and all(_same(packed[..., p, :, :], part) for p, part in enumerate(dy)):
             return (packed.reshape(saved.shape),)
-    return op.backward(dy, saved)  # type: ignore[return-value]
+    return split_heads.backward(dy, saved)
 
 
 def _same(x: Any, y: Any) -> bool:
@@ -32,4 +31,4 @@ def _same(x: Any, y: Any) -> bool:
     )
 
 
-PAIR = Pair(op.forward, backward, "packed")
+PAIR = Pair(split_heads.forward, backward, "packed")

@@ -109,23 +109,28 @@ class Summary:
             "layers": rows,
         }
 
-    def render(self, *, depth: int | None = None, idle: bool = False) -> Table:
+    def render(self, *, depth: int | None = None, idle: bool = False, fold: bool = True) -> Table:
         """A table with the layers as a tree; each line's numbers include the layers below it.
 
         Args:
             depth: how many levels below the model to show; ``None`` shows all.
             idle: also show layers that did nothing.
+            fold: show equal blocks that follow each other once, ``blocks.0-5``, with the numbers of one.
         """
         from rich.markup import escape
         from rich.table import Table
+        from rich.text import Text
 
-        shown = [r for r in self.rows if (depth is None or r.depth <= depth) and (idle or not r.idle)]
-        shape = " x ".join(map(str, (self.batch, *self.input_shape)))
+        rows = [r for r in self.rows if (depth is None or r.depth <= depth)]
+        shown = [r for r in rows if idle or not r.idle]
+        names = {r.path: _name(r) for r in shown}
+        if fold:
+            shown = _fold(shown, names)
         notes = ["numbers include the layers below; FLOPs of matrix products; kept: bytes that wait for the backward"]
-        if hidden := sum(r.idle for r in self.rows if depth is None or r.depth <= depth) * (not idle):
+        if hidden := len(rows) - sum(idle or not r.idle for r in rows):
             notes.append(f"{hidden} layer{'s' * (hidden > 1)} that did nothing (dropout at rate 0) not shown")
         table = Table(
-            title=f"{self.rows[0].kind}, input {shape}, {self.dtype} on {escape(self.backend)}",
+            title=f"{self.rows[0].kind}, input {_times((self.batch, *self.input_shape))}, {self.dtype} on {self.backend}",
             caption="; ".join(notes),
             title_justify="left",
             caption_justify="left",
@@ -133,20 +138,23 @@ class Summary:
             box=None,
             pad_edge=False,
         )
-        table.add_column("layer", f"trainable {self.trainable:,}", no_wrap=True, overflow="ellipsis", ratio=1)
-        table.add_column("output", style="dim", no_wrap=True)
-        for name, text in zip(
-            ("parameters", "forward", "backward", "kept"),
-            (f"{self.total.parameters:,}", *_costs(self.total)),
-            strict=True,
-        ):
-            table.add_column(name, text, justify="right", no_wrap=True, min_width=len(text))
+        table.add_column("layer", "total" if self._all_trainable else f"total ({self.trainable:,} trainable)")
+        table.add_column("output", style="dim")
+        footer = (f"{self.total.parameters:,}", *_costs(self.total))
+        for name, text in zip(("parameters", "forward", "backward", "kept"), footer, strict=True):
+            table.add_column(name, text, justify="right", no_wrap=True, min_width=max(8, len(name), len(text)))
         for row, guide in zip(shown, _guides(shown), strict=True):
-            name = f"[dim]{guide}[/]{escape(_name(row))} [dim]{row.kind}[/]" if row.path else f"[bold]{row.kind}[/]"
-            output = "" if row.shape is None else " x ".join(map(str, row.shape))
+            name = f"[dim]{guide}[/]{escape(names[row.path])} [dim]{row.kind}[/]" if row.path else f"[b]{row.kind}[/]"
+            layer, output = Text.from_markup(name), Text("" if row.shape is None else _times(row.shape))
+            for cell in (layer, output):
+                cell.no_wrap, cell.overflow = True, "ellipsis"
             parameters = f"{row.total.parameters:,}" if row.total.parameters else ""
-            table.add_row(name, output, parameters, *_costs(row.total), style="dim" if row.idle else None)
+            table.add_row(layer, output, parameters, *_costs(row.total), style="dim" if row.idle else None)
         return table
+
+    @property
+    def _all_trainable(self) -> bool:
+        return self.trainable == self.total.parameters
 
 
 def summarize(model: Layer, input_shape: Sequence[int], *, batch: int = 1) -> Summary:
@@ -290,6 +298,25 @@ def _name(row: Row) -> str:
     return ".".join(parts[-2:] if parts[-1].isdigit() and len(parts) > 1 else parts[-1:])
 
 
+def _fold(rows: Sequence[Row], names: dict[str, str]) -> list[Row]:
+    """The rows without the blocks of a list that equal the one before; ``names`` then says ``blocks.0-5``."""
+    shown: list[Row] = []
+    first, before, skip = "", [], ""  # the block that stands for its equals, the rows in it, the block left out
+    for row in rows:
+        if skip and row.path.startswith(skip):
+            continue
+        parent, _, index = row.path.rpartition(".")
+        if index.isdigit():
+            inside = [replace(r, path=r.path[len(row.path) :]) for r in rows if f"{r.path}.".startswith(f"{row.path}.")]
+            if first and parent == first.rpartition(".")[0] and inside == before:
+                names[first] = f"{names[first].partition('-')[0]}-{index}"
+                skip = f"{row.path}."
+                continue
+            first, before = row.path, inside
+        shown.append(row)
+    return shown
+
+
 def _guides(rows: Sequence[Row]) -> list[str]:
     """The lines of the tree in front of each name."""
     guides: list[str] = []
@@ -299,6 +326,11 @@ def _guides(rows: Sequence[Row]) -> list[str]:
         guides.append(bars + ("├ " if row.depth in below else "└ ") if row.depth else "")
         below = {level for level in below if level < row.depth} | {row.depth}
     return guides[::-1]
+
+
+def _times(shape: Sequence[int]) -> str:
+    """``100 x 49 x 96``."""
+    return " x ".join(map(str, shape))
 
 
 def _costs(cost: Cost) -> tuple[str, str, str]:

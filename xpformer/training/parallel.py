@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
+import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from xpformer.backend import Backend
@@ -38,16 +39,21 @@ def thread_count(backend: Backend, threads: int | None) -> int:
     return threads
 
 
+def _quietly(task: Callable[[], Any]) -> Any:
+    with np.errstate(all="ignore"):  # of this thread
+        return task()
+
+
 class Workers:
     """``threads`` threads that run independent functions; one thread runs them in turn without a pool.
 
-    Use it as a context manager, which ends the threads, and each step inside :meth:`step`.
+    Use it as a context manager, which ends the threads (a later run starts new ones), and each step inside :meth:`step`.
     """
 
     def __init__(self, backend: Backend, threads: int) -> None:
         self.threads = threads
         self._limit = backend.shares_batch
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="xpformer") if threads > 1 else None
+        self._pool: ThreadPoolExecutor | None = None
 
     def __enter__(self) -> Workers:
         return self
@@ -55,6 +61,7 @@ class Workers:
     def __exit__(self, *_error: object) -> None:
         if self._pool is not None:
             self._pool.shutdown()
+            self._pool = None
 
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:
@@ -66,10 +73,15 @@ class Workers:
             yield
 
     def run(self, tasks: Iterable[Callable[[], Any]]) -> list[Any]:
-        """Results in the order of the tasks; all have ended when it returns, and the first error is raised."""
+        """Results in the order of the tasks; all have ended when it returns, and the first error is raised.
+
+        NumPy does not warn inside: a number that is not finite is found, named and raised by the step.
+        """
+        if self.threads == 1:
+            return [_quietly(task) for task in tasks]
         if self._pool is None:
-            return [task() for task in tasks]
-        futures = [self._pool.submit(task) for task in tasks]
+            self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="xpformer")
+        futures = [self._pool.submit(_quietly, task) for task in tasks]
         results, first_error = [], None
         for future in futures:
             try:

@@ -90,6 +90,12 @@ class Session:
         """Step and best evaluation so far."""
         return self.trainer.progress
 
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left to train: an early stop, or the last step evaluated."""
+        p, total = self.progress, self.trainer.total_steps
+        return p.finished == "early stop" or (p.step >= total and p.last_evaluation >= total)
+
     def train(self, reporter: Reporter | None = None, *, max_steps: int | None = None) -> str:
         """Train to the end, to ``max_steps``, to an early stop or to a signal; returns which.
 
@@ -121,7 +127,8 @@ class Session:
         config, trainer = self.settings.train, self.trainer
         every = config.evaluate_every or trainer.batches.steps_per_epoch
         saved = self.progress.step
-        if saved and saved % every == 0 and self.progress.last_evaluation < saved:  # a signal cut it short
+        due = saved % every == 0 or saved == trainer.total_steps
+        if saved and due and self.progress.last_evaluation < saved:  # a signal cut it short
             self._save(log, reporter, best=self._evaluate(log, reporter, stop))
         reason = self.progress.finished if self.progress.finished == "early stop" else ""
         while not reason and not stop and self.progress.step < limit:
@@ -262,6 +269,7 @@ def start(
         "data": data.hashes(),
         "data_name": data.name,
     }
+    path = options.out or default_run_path(Path("runs"), recipe.name)
     run = Run.create(path, config=config, recipe_text=recipe_file.read_text(encoding="utf-8"), manifest=manifest)
     run.require_space(3 * 16 * trainer.model.count_parameters())
     return Session(run, recipe, settings, options, trainer, data)

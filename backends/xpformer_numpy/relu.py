@@ -1,0 +1,34 @@
+"""ReLU whose backward selects with the bits of an integer mask instead of a branch an element."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xpformer.array import Array
+from xpformer.functional._op import Need, Pair, needs
+from xpformer_numpy._common import are_floats
+
+
+class ReluSaved(NamedTuple):
+    """What the backward needs."""
+
+    mask: Array  # int8, shaped as x: all bits set where x > 0, else none
+
+
+def forward(x: Any) -> tuple[Array, ReluSaved]:
+    """``y = max(x, 0)``."""
+    positive = (x > 0.0).view(np.int8)
+    return np.maximum(x, 0.0), ReluSaved(np.negative(positive, out=positive))
+
+
+def backward(dy: Any, saved: ReluSaved, *, need: Need = None) -> tuple[Array | None]:
+    """``dx = dy & mask``."""
+    if not needs(need, "x"):
+        return (None,)
+    bits = np.dtype(f"i{dy.dtype.itemsize}")
+    return (np.bitwise_and(dy.view(bits), saved.mask).view(dy.dtype),)
+
+
+PAIR = Pair(forward, backward, "bits", are_floats)

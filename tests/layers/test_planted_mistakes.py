@@ -1,0 +1,152 @@
+"""Mistakes in layers, not in operations: the same harness finds them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.layers.test_context import Tied, Twice
+from xpformer.analysis.cases import LAYERS, LayerCase
+from xpformer.analysis.gradient_check import check_layer, failures
+from xpformer.backend import Backend
+from xpformer.functional import split_heads
+from xpformer.layers import MLP, Block, Context, DropPath, Dropout, Layer, MultiHeadAttention
+from xpformer.parameters import Gradients
+
+
+def normal(build: Any, *shape: int) -> LayerCase:
+    return LayerCase(build, lambda generator: generator.standard_normal(shape))
+
+
+def found(layer_case: LayerCase, backend: Backend) -> str:
+    """What the harness says."""
+    return "\n".join(failures(check_layer("planted", layer_case, backend)))
+
+
+@pytest.mark.parametrize("shared", [Tied, Twice])
+def test_forgotten_tied_gradient(monkeypatch: pytest.MonkeyPatch, portable: Backend, shared: type[Layer]) -> None:
+    def assign(self: Gradients, parameter: Any, gradient: Any) -> None:
+        self._views[parameter.name][...] = gradient
+        self._empty.discard(parameter.name)
+
+    monkeypatch.setattr(Gradients, "add", assign)
+    text = found(normal(shared, 2, 3, 4), portable)
+    assert "finite difference of all" in text
+    assert ".weight" in text
+
+
+class ForgotFirstResidual(Block):
+    def backward(self, dy: Any, ctx: Context) -> Any:
+        dy = dy + self.norm2.backward(self.mlp.backward(dy, ctx), ctx)
+        return self.norm1.backward(self.attention.backward(dy, ctx), ctx)
+
+
+class ForgotSecondResidual(Block):
+    def backward(self, dy: Any, ctx: Context) -> Any:
+        dy = self.norm2.backward(self.mlp.backward(dy, ctx), ctx)
+        return dy + self.norm1.backward(self.attention.backward(dy, ctx), ctx)
+
+
+class AddedTheGivenGradient(Block):
+    """The first branch gets dy as it came, without what the second branch added."""
+
+    def backward(self, dy: Any, ctx: Context) -> Any:
+        second = self.norm2.backward(self.mlp.backward(dy, ctx), ctx)
+        return dy + second + self.norm1.backward(self.attention.backward(dy, ctx), ctx)
+
+
+@pytest.mark.parametrize("block", [ForgotFirstResidual, ForgotSecondResidual, AddedTheGivenGradient])
+def test_residual_branch_forgotten(portable: Backend, block: type[Block]) -> None:
+    assert found(normal(lambda: Block(6, 2, 7), 3, 4, 6), portable) == ""
+    assert "finite difference of x" in found(normal(lambda: block(6, 2, 7), 3, 4, 6), portable)
+
+
+class Redrawn(Dropout):
+    """Backward asks for a new key."""
+
+    def backward(self, dy: Any, ctx: Context) -> Any:
+        ctx.backward(self.op, dy)
+        key = ctx.mask_key()
+        assert key is not None
+        return self.op.forward(dy, rate=self.rate, key=key)[0]
+
+
+def test_mask_redrawn_in_backward(portable: Backend) -> None:
+    assert "finite difference of x" in found(normal(lambda: Redrawn(0.4), 4, 3, 5), portable)
+
+
+class Unscaled(DropPath):
+    def backward(self, dy: Any, ctx: Context) -> Any:
+        return super().backward(dy, ctx) * (1.0 - self.rate)
+
+
+def test_drop_path_not_scaled(portable: Backend) -> None:
+    assert "finite difference of x" in found(normal(lambda: Unscaled(0.4), 9, 3), portable)
+
+
+class QueryKeySwapped(MultiHeadAttention):
+    """The gradients of query and key are packed in the wrong order."""
+
+    def backward(self, dy: Any, ctx: Context) -> Any:
+        real = ctx.backward
+
+        def swapped(op: Any, gradient: Any, **options: Any) -> Any:
+            if op is split_heads:
+                gradient = (gradient[1], gradient[0], gradient[2])
+            return real(op, gradient, **options)
+
+        ctx.backward = swapped  # type: ignore[method-assign]
+        try:
+            return super().backward(dy, ctx)
+        finally:
+            ctx.backward = real  # type: ignore[method-assign]
+
+
+def test_query_and_key_swapped(portable: Backend) -> None:
+    assert "finite difference of qkv.weight" in found(normal(lambda: QueryKeySwapped(6, 2), 3, 4, 6), portable)
+
+
+class WroteTheInput(MLP):
+    """An in-place operation where NumPy would let it."""
+
+    def forward(self, x: Any, ctx: Context) -> Any:
+        x *= 1.0001
+        return super().forward(x, ctx)
+
+
+def test_a_layer_that_writes_its_input_is_refused_on_read_only_numpy() -> None:
+    from tests.readonly import ReadOnlyBackend
+
+    with pytest.raises(ValueError, match="would write an array"):
+        found(normal(lambda: WroteTheInput(4, 5), 2, 4), ReadOnlyBackend())
+
+
+def test_without_random_weights_a_forgotten_branch_would_pass(portable: Backend) -> None:
+    """At its initial values a zero output projection hides the whole branch: random weights matter."""
+
+    class Branch(Layer):
+        def __init__(self) -> None:
+            self.mlp = MLP(4, 5)
+
+        def forward(self, x: Any, ctx: Context) -> Any:
+            return x + self.mlp.forward(x, ctx)
+
+        def backward(self, dy: Any, ctx: Context) -> Any:
+            self.mlp.backward(dy, ctx)
+            return dy  # forgot the branch
+
+    model = Branch().to(portable, "float64")
+    zero = {n: np.zeros_like(a) if n.startswith("mlp.fc2") else a for n, a in model.state().items()}
+    model.load_state(zero)
+    x = portable.asarray(np.ones((2, 4)))
+    ctx = Context(portable, grads=model.gradients())
+    y = model.forward(x, ctx)
+    assert np.array_equal(model.backward(y, ctx), y)  # indeed right there
+    assert "finite difference of x" in found(normal(Branch, 2, 4), portable)
+
+
+@pytest.mark.parametrize("name", ["Block", "ViT, tiny"])
+def test_the_harness_passes_what_is_right(portable: Backend, name: str) -> None:
+    assert found(LAYERS[name], portable) == ""

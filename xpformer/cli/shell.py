@@ -1,0 +1,123 @@
+"""What the commands share: the group, common options, the two streams, JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from xpformer.errors import suggest
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def debug_option(function: F) -> F:
+    """``--debug``, which :func:`xpformer.cli.main` looks for, wherever it stands."""
+    return click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")(function)
+
+
+class Command(click.Command):
+    """A command that takes ``--debug``."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        debug_option(self)  # type: ignore[type-var]
+
+
+class Shell(click.Group):
+    """A group whose commands take ``--debug`` and that knows what an unknown command was meant to be."""
+
+    command_class = Command
+    group_class = type
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        debug_option(self)  # type: ignore[type-var]
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click's, with the nearest name in the error."""
+        if not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            raise click.UsageError(f"unknown command {args[0]!r}; {suggest(args[0], self.commands)}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order in which they are needed."""
+        return list(self.commands)
+
+
+# ---- options --------------------------------------------------------------------------------------------------------
+
+DIRECTORY = click.Path(file_okay=True, path_type=Path)  # the library says what is wrong with a path
+
+data_option = click.option(
+    "--data", type=DIRECTORY, metavar="DIR", help="Folder of the data set; default: $XPFORMER_DATA, else the user cache."
+)
+backend_option = click.option(
+    "--backend", metavar="NAME", help="Array library and device, such as numpy or torch:cuda:0; see xpformer backends."
+)
+threads_option = click.option(
+    "--threads", type=int, metavar="N", help="Threads that share a batch; default: the CPUs this process may use."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for a program, nothing else, on stdout.")
+run_argument = click.argument("run", type=DIRECTORY, metavar="RUN")
+
+
+# ---- streams --------------------------------------------------------------------------------------------------------
+
+
+def say(message: str) -> None:
+    """A note: one line on stderr."""
+    print(" ".join(message.splitlines()), file=sys.stderr, flush=True)
+
+
+def fail(message: str, code: int) -> int:
+    """The one line of an error; returns the exit code."""
+    say(f"xpformer: error: {message}")
+    return code
+
+
+def plain_output(stream: Any) -> bool:
+    """Whether ``stream`` takes plain lines only: no terminal, ``TERM=dumb`` or ``NO_COLOR``."""
+    return not stream.isatty() or os.environ.get("TERM") == "dumb" or bool(os.environ.get("NO_COLOR"))
+
+
+def show(*renderables: RenderableType) -> None:
+    """Print text and tables on stdout."""
+    console = output()
+    for renderable in renderables:
+        console.print(renderable)
+
+
+def output() -> Console:
+    """stdout as rich writes it; plain text where it is no terminal."""
+    from rich.console import Console
+
+    plain = plain_output(sys.stdout)
+    width = 120 if not sys.stdout.isatty() else None
+    return Console(highlight=False, no_color=plain, force_terminal=False if plain else None, width=width)
+
+
+def print_json(document: object) -> None:
+    """``document`` as JSON on stdout; what is not finite becomes null."""
+    click.echo(json.dumps(_finite(document), indent=2, ensure_ascii=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value.item() if hasattr(value, "item") else value

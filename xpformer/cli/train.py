@@ -1,0 +1,165 @@
+"""``xpformer train`` and ``xpformer resume``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from xpformer.cli.shell import DIRECTORY, Command, backend_option, data_option, run_argument, say, threads_option
+
+if TYPE_CHECKING:
+    from xpformer.training.session import Session
+
+max_steps_option = click.option(
+    "--max-steps",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Stop after step N, counted from the run's beginning. The learning-rate schedule stays as it is.",
+)
+
+
+@click.command(cls=Command)
+@click.argument("recipe")
+@click.option("--preset", metavar="NAME", help="Named settings of the recipe; see xpformer recipes.")
+@click.option(
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change a setting; may be repeated. xpformer summary RECIPE --json lists every key.",
+)
+@backend_option
+@click.option("--dtype", default="float32", show_default=True, help="float32 or float64.")
+@data_option
+@click.option("--out", type=DIRECTORY, metavar="DIR", help="Directory of the run; default: runs/RECIPE-1, -2, ...")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of weights, order, augmentation and masks.")
+@threads_option
+@max_steps_option
+def train(
+    recipe: str,
+    preset: str | None,
+    changes: tuple[str, ...],
+    backend: str | None,
+    dtype: str,
+    data: Path | None,
+    out: Path | None,
+    seed: int,
+    threads: int | None,
+    max_steps: int | None,
+) -> None:
+    """Train a model: RECIPE is a name from `xpformer recipes`, or a recipe file of your own (.py).
+
+    Everything is chosen on a validation split; the test images are not looked at. Ctrl-C finishes the step, saves, and
+    says how to go on.
+
+    \b
+    Examples:
+      xpformer train vit-digits
+      xpformer train vit-mnist --preset quick
+      xpformer train vit-mnist --set epochs=8 --set train.lr=0.002 --set model.depth=4
+      xpformer train vit-mnist --backend torch:cuda:0 --out runs/on-the-gpu
+      xpformer recipes copy vit-mnist mine.py && xpformer train mine.py
+    """
+    from xpformer.training.session import Options, start
+
+    options = Options(backend or "numpy", dtype, seed, threads, data, out)
+    session = start(recipe, options, preset=preset, changes=changes, arguments=sys.argv[1:])
+    _train(session, max_steps)
+
+
+@click.command(cls=Command)
+@run_argument
+@max_steps_option
+@backend_option
+@threads_option
+@data_option
+def resume(
+    run: Path, max_steps: int | None, backend: str | None, threads: int | None, data: Path | None
+) -> None:
+    """Go on with a run that was stopped, killed or limited by --max-steps.
+
+    It continues from the newest good checkpoint, with the settings and the recipe that RUN keeps, to the same bits as
+    if it had never stopped (same machine, versions, backend and number of threads; a note says what differs).
+
+    \b
+    Examples:
+      xpformer resume runs/vit-mnist-1
+      xpformer resume runs/vit-mnist-1 --max-steps 5000
+      xpformer resume runs/vit-mnist-1 --backend torch:cuda:0
+    """
+    from xpformer.errors import ConfigError
+    from xpformer.training.session import resume as open_run
+
+    session, notes = open_run(run, backend=backend, threads=threads, data=data)
+    for note in notes:
+        say(f"note: {note}")
+    done = session.progress.step
+    if session.complete and (max_steps or 0) <= done:
+        p = session.progress
+        why = "ended by early stop" if p.finished == "early stop" else "is finished"
+        say(
+            f"{run}: {why} at step {done:,}, nothing is left to do; "
+            f"its best validation accuracy is {p.best_accuracy:.2%} (step {p.best_step:,})"
+        )
+        _what_next(session)
+        return
+    if max_steps is not None and max_steps <= done:
+        raise ConfigError(f"--max-steps {max_steps}: the run is at step {done} already; name a later step")
+    _train(session, max_steps)
+
+
+def _train(session: Session, max_steps: int | None) -> None:
+    from xpformer.cli.progress import make_reporter
+
+    if max_steps is not None:
+        say(_schedule_note(session, max_steps))
+    with make_reporter() as reporter:
+        reason = session.train(reporter, max_steps=max_steps)
+    step, total = session.progress.step, session.trainer.total_steps
+    if reason == "max steps":
+        click.echo(f"stopped at step {step:,} of {total:,} as asked; saved in {session.run.path}")
+        click.echo(f"go on with:  xpformer resume {session.run.path}")
+        return
+    if reason == "early stop":
+        patience = session.settings.train.patience
+        say(f"early stop at step {step:,} of {total:,}: {patience} evaluations without a better validation accuracy")
+    _show_best(session)
+    _what_next(session)
+
+
+def _schedule_note(session: Session, limit: int) -> str:
+    """What ``--max-steps`` means for the learning rate: it never changes the schedule."""
+    total = session.trainer.total_steps
+    if limit > total:
+        end = session.trainer.schedule(total)
+        return (
+            f"--max-steps {limit:,}: the schedule ends at step {total:,}; "
+            f"from there to step {limit:,} the learning rate stays at {end:.3g}"
+        )
+    return (
+        f"--max-steps {limit:,} of {total:,}: the learning-rate schedule still runs over {total:,} steps; "
+        "the run can be resumed"
+    )
+
+
+def _show_best(session: Session) -> None:
+    """Per-class table, confusion matrix and pictures of the best weights, on the validation split."""
+    from xpformer.cli.pictures import draw
+    from xpformer.cli.report import show_evaluation
+    from xpformer.training.session import evaluate_run, load_trained
+
+    run = session.run
+    trained = load_trained(run.path, backend=session.options.backend)
+    evaluation = evaluate_run(trained, "val", session.data, threads=session.trainer.threads)
+    show_evaluation(evaluation, f"best weights (step {trained.saved.step:,})")
+    draw(run, evaluation, session.data, curves=True)
+
+
+def _what_next(session: Session) -> None:
+    path = session.run.path
+    click.echo(f"the run is in {path}; next:")
+    click.echo(f"  xpformer evaluate {path}             accuracy on the test images, which nothing has seen yet")
+    click.echo(f"  xpformer predict {path} --first 12   what it says about single images")
