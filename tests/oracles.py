@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812
 
 from xpformer.rng import MaskKey
 
@@ -93,9 +93,7 @@ def _cross_entropy(
     else:
         ids = targets.reshape(-1).long()
         ignored = -(2**31) if ignore_index is None else ignore_index
-        total = F.cross_entropy(
-            rows, ids, reduction="sum", label_smoothing=label_smoothing, ignore_index=ignored
-        )
+        total = F.cross_entropy(rows, ids, reduction="sum", label_smoothing=label_smoothing, ignore_index=ignored)
         count = int((ids != ignored).sum())
     return total / (denominator if denominator is not None else max(1, count))
 

@@ -14,7 +14,6 @@ from xpformer.array import Array
 from xpformer.backend import Backend, Status
 from xpformer.errors import BackendError, suggest
 from xpformer_numpy.allocator import keep_freed_memory
-from xpformer_numpy.memory import keep_freed_memory
 
 OPTIONS = ("", "portable")
 
@@ -32,7 +31,6 @@ class NumpyBackend(Backend):
             raise BackendError(f"backend numpy has no option {option!r}; {suggest(option, OPTIONS[1:])}")
         self.option = option
         self.xp, self.device = xp, "cpu"
-        keep_freed_memory()
         if option != "portable":
             keep_freed_memory()
             from xpformer_numpy.kernels import KERNELS

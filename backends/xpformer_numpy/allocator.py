@@ -31,4 +31,5 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except AttributeError:
         return False
-    return all([mallopt(option, value) == 1 for option, value in _SETTINGS])
+    taken = [mallopt(option, value) == 1 for option, value in _SETTINGS]
+    return all(taken)

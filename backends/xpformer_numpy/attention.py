@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from xpformer.array import Array
+from xpformer.array import Array, size
 from xpformer.functional._op import Need, Pair, needs
 from xpformer.functional.attention import AttentionSaved
 from xpformer.rng import MaskKey
@@ -28,9 +28,9 @@ def covers(
     mask: Array | None = None,
     *,
     causal: bool = False,
-    scale: float | None = None,  # noqa: ARG001
+    scale: float | None = None,
     dropout: float = 0.0,
-    dropout_key: MaskKey | None = None,  # noqa: ARG001
+    dropout_key: MaskKey | None = None,
 ) -> bool:
     """No mask, no dropout, as many key heads as query heads, at least as many keys as queries if causal."""
     if mask is not None or dropout or query.ndim < 3 or 0 in query.shape[-3:] or 0 in value.shape[-3:]:
@@ -44,12 +44,12 @@ def forward(
     query: Any,
     key: Any,
     value: Any,
-    mask: None = None,  # noqa: ARG001
+    mask: None = None,
     *,
     causal: bool = False,
     scale: float | None = None,
-    dropout: float = 0.0,  # noqa: ARG001
-    dropout_key: None = None,  # noqa: ARG001
+    dropout: float = 0.0,
+    dropout_key: None = None,
 ) -> tuple[Array, AttentionSaved]:
     """``Y = softmax(scale Q Kᵀ) V``."""
     factor = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
@@ -64,9 +64,7 @@ def forward(
         p *= factor
         _exponentials(p, seen)
         rows = p.reshape(-1, p.shape[-1])
-        total = rows @ ones
-        np.reciprocal(total, out=total)
-        rows *= total
+        rows /= rows @ ones
         np.matmul(p, v[part], out=y[part].swapaxes(1, 2))
     leading = query.shape[:-3]
     weights = probabilities.reshape(*leading, *probabilities.shape[1:])
@@ -93,7 +91,8 @@ def backward(
 ) -> tuple[Array | None, Array | None, Array | None, Array | None]:
     """``dV = Pᵀ dY``, ``dZ = P (dP - rowsum(dP P))``, ``dQ = scale dZ K``, ``dK = scale dZᵀ Q``."""
     q, k, v, d = (_heads(x) for x in (saved.query, saved.key, saved.value, dy))
-    probabilities = saved.probabilities.reshape(-1, *saved.probabilities.shape[-3:])
+    probabilities = np.asarray(saved.probabilities)
+    probabilities = probabilities.reshape(size(probabilities.shape[:-3]), *probabilities.shape[-3:])
     dq, dk, dv = _gradients(saved, need)
     dq_heads, dk_heads, dv_heads = (None if x is None else _heads(x) for x in (dq, dk, dv))
     ones = np.ones((k.shape[2], 1), d.dtype)
@@ -103,12 +102,11 @@ def backward(
             np.matmul(p.mT, d[part], out=dv_heads[part])
         if dq_heads is None and dk_heads is None:
             continue
-        dz = np.matmul(d[part], v[part].mT)
+        dz = np.matmul(d[part], v[part].mT)  # dP
+        rows = (dz * p).reshape(-1, dz.shape[-1])
+        dz -= (rows @ ones).reshape(*dz.shape[:-1], 1)
         dz *= p
-        rows = dz.reshape(-1, dz.shape[-1])
-        mean = rows @ ones
-        rows -= p.reshape(rows.shape) * mean
-        rows *= saved.scale
+        dz *= saved.scale
         if dq_heads is not None:
             np.matmul(dz, k[part], out=dq_heads[part])
         if dk_heads is not None:
@@ -131,7 +129,7 @@ def _gradients(saved: AttentionSaved, need: Need) -> tuple[Floats | None, Floats
 
 def _heads(x: Any) -> Floats:
     """(..., T, H, d) as (B, H, T, d), a view where its layout allows."""
-    heads: Floats = x.reshape(-1, *x.shape[-3:]).swapaxes(1, 2)
+    heads: Floats = x.reshape(size(x.shape[:-3]), *x.shape[-3:]).swapaxes(1, 2)
     return heads
 
 

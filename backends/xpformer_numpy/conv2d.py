@@ -1,19 +1,26 @@
-"""Convolution of images whose channels lie last in memory.
+r"""Convolution of images whose channels lie last in memory.
 
-The images come and go in the shape (..., C, H, W), as views of arrays (n, H, W, C): one row of what the kernel sees is
-then a few long runs of memory, a product of matrices gives y as it is needed, and patches of one pixel are views.  A few
-images at a time, so that the rows stay in the cache.
+The images come and go in the shape (..., C, H, W), as views of arrays (n, H, W, C): what the kernel sees is then a few
+long runs of memory, a product of matrices gives y as it is needed, and patches of one pixel are views.  A few images
+are taken at a time, so that the windows stay in the cache.
+
+The gradient of the image is gathered, not scattered.  With k = m s + r, equation (7) of the portable module says of
+one axis
+
+    dx[m s + r] = sum_a dU[a s + r, m - a]                                  (1)
+
+so the pixels of one remainder r are a convolution of dy with stride 1 and every s-th row of the kernel, backwards.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from xpformer.array import Array
+from xpformer.array import Array, size
 from xpformer.functional._op import Need, Pair, needs
 from xpformer.functional.conv2d import Axis, Conv2dSaved
 from xpformer_numpy._common import BLOCK, Floats, are_floats, column_sums, slot
@@ -49,13 +56,14 @@ def forward(
     """``y = W ⋆ x + b``, y a view of an array (..., H', W', O)."""
     axes = _axes(x, weight, stride, padding)
     images, matrix = _channels_last(x), _matrix(weight)
-    places = (axes[0].places, axes[1].places)
-    y = np.empty((images.shape[0], *places, matrix.shape[1]), images.dtype)
-    for part in _parts(images.shape[0], axes, matrix):
-        out = y[part].reshape(-1, matrix.shape[1])
-        np.matmul(_seen(images[part], axes), matrix, out=out)
-        if bias is not None:
-            out += bias
+    height, width = (axis.places for axis in axes)
+    y = np.empty((images.shape[0], height, width, matrix.shape[1]), images.dtype)
+    row = None if bias is None else np.tile(bias, width)
+    for part in _parts(images.shape[0], height * width * matrix.shape[0]):
+        np.matmul(_seen(images[part], axes), matrix, out=y[part].reshape(-1, matrix.shape[1]))
+        if row is not None:
+            rows = y[part].reshape(-1, row.size)
+            rows += row
     return _channels_first(y, x), Conv2dSaved(x, weight, axes, groups, bias is not None)
 
 
@@ -64,70 +72,100 @@ def backward(
 ) -> tuple[Array | None, Array | None, Array | None]:
     """``dx = Uᵀ(Wᵀ dy)``, ``dW = dy Uᵀ``, ``db = sum dy``; dx is a view of an array (..., H, W, C)."""
     x, weight, axes, _, has_bias = saved
-    images, douts, matrix = _channels_last(x), _channels_last(dy), _matrix(weight)
-    dimages = dmatrix = dbias = dx = dweight = None
-    if needs(need, "x"):
-        dimages = np.zeros((images.shape[0], *(a.length + a.before + a.after for a in axes), images.shape[3]), dy.dtype)
-    if needs(need, "weight"):
-        dmatrix = np.zeros(matrix.shape, dy.dtype)
-    if has_bias and needs(need, "bias"):
-        dbias = np.zeros(matrix.shape[1], dy.dtype)
-    for part in _parts(images.shape[0], axes, matrix):
-        d = douts[part].reshape(-1, matrix.shape[1])
-        if dmatrix is not None:
-            dmatrix += _seen(images[part], axes).T @ d
-        if dbias is not None:
-            dbias += column_sums(d)
-        if dimages is not None:
-            _add_seen(dimages[part], d @ matrix.T, axes)
-    if dimages is not None:
-        rows, columns = axes
-        inner = dimages[:, rows.before : rows.before + rows.length, columns.before : columns.before + columns.length]
-        dx = _channels_first(inner, x)
-    if dmatrix is not None:
-        kernel = dmatrix.reshape(*weight.shape[2:], *weight.shape[1::-1]).transpose(3, 2, 0, 1)
-        dweight = slot(into, "weight")
-        if dweight is None:
-            dweight = kernel
-        else:
-            dweight[...] = kernel
+    douts = _channels_last(dy)
+    dx = _channels_first(_dimages(douts, weight, axes), x) if needs(need, "x") else None
+    dweight = _dweight(douts, _channels_last(x), weight, axes, slot(into, "weight")) if needs(need, "weight") else None
+    dbias = column_sums(douts.reshape(-1, douts.shape[3])) if has_bias and needs(need, "bias") else None
     return dx, dweight, dbias
+
+
+def _dweight(douts: Floats, images: Floats, weight: Any, axes: tuple[Axis, Axis], out: Floats | None) -> Floats:
+    kernels, channels, *kernel = weight.shape
+    places = axes[0].places * axes[1].places
+    dmatrix = np.zeros((kernel[0] * kernel[1] * channels, kernels), douts.dtype)
+    for part in _parts(images.shape[0], places * dmatrix.shape[0]):
+        dmatrix += _seen(images[part], axes).T @ douts[part].reshape(-1, kernels)
+    dweight: Floats = dmatrix.reshape(*kernel, channels, kernels).transpose(3, 2, 0, 1)
+    if out is None:
+        return dweight
+    out[...] = dweight
+    return out
+
+
+def _dimages(douts: Floats, weight: Any, axes: tuple[Axis, Axis]) -> Floats:
+    """(1) for each pair of remainders: (n, H', W', O) -> (n, H, W, C)."""
+    rows, columns = axes
+    count = douts.shape[0]
+    border = [(axis.kernel - 1) // axis.stride for axis in axes]  # the greatest a
+    dimages = np.zeros((count, rows.length, columns.length, weight.shape[1]), douts.dtype)
+    phases = [(r, q) for r in _phases(rows) for q in _phases(columns)]
+    kernel = weight.swapaxes(0, 1)
+    strided = [kernel[..., r.remainder :: rows.stride, q.remainder :: columns.stride] for r, q in phases]
+    matrices = [_matrix(w[..., ::-1, ::-1]) for w in strided]
+    largest = max((r.places * q.places * m.shape[0] for (r, q), m in zip(phases, matrices, strict=True)), default=0)
+    for part in _parts(count, largest):
+        padded = _padded(douts[part], (border[0], border[0]), (border[1], border[1]))
+        for (r, q), matrix in zip(phases, matrices, strict=True):
+            taps = r.taps, q.taps
+            start = r.first + border[0] + 1 - taps[0], q.first + border[1] + 1 - taps[1]
+            seen = _windows(padded[:, start[0] :, start[1] :], taps, (1, 1), (r.places, q.places))
+            target = dimages[part, r.target :: rows.stride, q.target :: columns.stride][:, : r.places, : q.places]
+            target[...] = (seen @ matrix).reshape(target.shape)
+    return dimages
+
+
+class _Phase(NamedTuple):
+    """The pixels m s + r of one axis that a kernel reaches."""
+
+    remainder: int  # r
+    taps: int  # how many a there are
+    first: int  # the smallest m
+    places: int  # how many m there are
+    target: int  # the first of these pixels, its border cut off
+
+
+def _phases(axis: Axis) -> list[_Phase]:
+    found = []
+    for r in range(min(axis.stride, axis.kernel)):
+        taps = (axis.kernel - r + axis.stride - 1) // axis.stride
+        first = max(0, -((r - axis.before) // axis.stride))
+        last = min(axis.places + taps - 2, (axis.length - 1 + axis.before - r) // axis.stride)
+        if last >= first:
+            found.append(_Phase(r, taps, first, last - first + 1, first * axis.stride + r - axis.before))
+    return found
 
 
 def _seen(images: Floats, axes: tuple[Axis, Axis]) -> Floats:
     """U: images (n, H, W, C) -> (n H' W', p q C), what the kernel sees at each place."""
     rows, columns = axes
+    padded = _padded(images, (rows.before, rows.after), (columns.before, columns.after))
+    return _windows(
+        padded, (rows.kernel, columns.kernel), (rows.stride, columns.stride), (rows.places, columns.places)
+    )
+
+
+def _padded(images: Floats, rows: tuple[int, int], columns: tuple[int, int]) -> Floats:
     count, height, width, channels = images.shape
-    padded = np.zeros((count, height + 2 * rows.before, width + 2 * columns.before, channels), images.dtype)
-    padded[:, rows.before : rows.before + height, columns.before : columns.before + width] = images
+    padded = np.zeros((count, height + sum(rows), width + sum(columns), channels), images.dtype)
+    padded[:, rows[0] : rows[0] + height, columns[0] : columns[0] + width] = images
+    return padded
+
+
+def _windows(padded: Floats, kernel: tuple[int, int], stride: tuple[int, int], places: tuple[int, int]) -> Floats:
+    """The windows of images (n, H, W, C) whose rows are contiguous: (n H' W', p q C), as rows or as columns."""
+    count, channels = padded.shape[0], padded.shape[3]
     n, h, w, c = padded.strides
-    places, kernel = (rows.places, columns.places), (rows.kernel, columns.kernel)
-    steps = (h * rows.stride, w * columns.stride)
-    if columns.kernel * channels < columns.places:  # the longer runs are those along a row of y
-        seen = np.ndarray((*kernel, channels, count, *places), padded.dtype, padded, 0, (h, w, c, n, *steps))
-        return seen.reshape(-1, count * places[0] * places[1]).T
-    seen = np.ndarray((count, *places, rows.kernel, columns.kernel * channels), padded.dtype, padded, 0, (n, *steps, h, c))
-    return seen.reshape(count * places[0] * places[1], -1)
+    steps = (h * stride[0], w * stride[1])
+    if kernel[1] * channels < places[1]:  # the longer runs are those along a row of y
+        seen = as_strided(padded, (*kernel, channels, count, *places), (h, w, c, n, *steps), writeable=False)
+        return seen.reshape(kernel[0] * kernel[1] * channels, count * places[0] * places[1]).T
+    seen = as_strided(padded, (count, *places, kernel[0], kernel[1] * channels), (n, *steps, h, c), writeable=False)
+    return seen.reshape(count * places[0] * places[1], kernel[0] * kernel[1] * channels)
 
 
-def _add_seen(dimages: Floats, dseen: Floats, axes: tuple[Axis, Axis]) -> None:
-    """The transpose of U: add (n H' W', p q C) to the padded images (n, H, W, C), ``stride`` columns of a kernel at once."""
-    rows, columns = axes
-    count, channels = dimages.shape[0], dimages.shape[3]
-    n, h, w, c = dimages.strides
-    places = (rows.places, columns.places)
-    dseen = dseen.reshape(count, *places, rows.kernel, columns.kernel * channels)
-    for i in range(rows.kernel):
-        for j in range(0, columns.kernel, columns.stride):
-            part = dseen[:, :, :, i, j * channels : (j + columns.stride) * channels]
-            steps = (n, h * rows.stride, w * columns.stride, c)
-            target = as_strided(dimages[:, i:, j:], part.shape, steps)
-            target += part
-
-
-def _parts(count: int, axes: tuple[Axis, Axis], matrix: Floats) -> list[slice]:
-    """The images in groups whose U fits two blocks."""
-    step = max(1, 2 * BLOCK // (axes[0].places * axes[1].places * matrix.shape[0]))
+def _parts(count: int, elements: int) -> list[slice]:
+    """The images in groups whose windows, so many elements an image, fit two blocks."""
+    step = max(1, 2 * BLOCK // max(1, elements))
     return [slice(start, start + step) for start in range(0, count, step)]
 
 
@@ -139,7 +177,7 @@ def _matrix(weight: Any) -> Floats:
 
 def _channels_last(x: Any) -> Floats:
     """(..., C, H, W) as (n, H, W, C)."""
-    images: Floats = x.reshape(-1, *x.shape[-3:]).transpose(0, 2, 3, 1)
+    images: Floats = x.reshape(size(x.shape[:-3]), *x.shape[-3:]).transpose(0, 2, 3, 1)
     return images
 
 
@@ -152,8 +190,8 @@ def _channels_first(y: Floats, x: Any) -> Floats:
 def _axes(
     x: Any, weight: Any, stride: int | tuple[int, int], padding: int | tuple[int, int]
 ) -> tuple[Axis, Axis]:
-    kernel, strides, sides, size = weight.shape[2:], _pair(stride), _pair(padding), x.shape[-2:]
-    rows, columns = (Axis(k, s, b, b, n) for k, s, b, n in zip(kernel, strides, sides, size, strict=True))
+    kernel, strides, sides, lengths = weight.shape[2:], _pair(stride), _pair(padding), x.shape[-2:]
+    rows, columns = (Axis(k, s, b, b, n) for k, s, b, n in zip(kernel, strides, sides, lengths, strict=True))
     return rows, columns
 
 

@@ -4,7 +4,7 @@ The exact form in float32 takes the error function as a hyperbolic tangent, whos
 
     Phi(x) = (1 + tanh(x P(x²))) / 2                                        (1)
 
-P is the minimax polynomial of degree 6 for the error of Phi, which is at most 2.9e-8 on the whole line, a quarter of the
+P is the minimax polynomial of degree 6 for the error of Phi, which is at most 2.9e-8 on the whole line, half of the
 spacing of float32 numbers below 1.  (P is positive, so that tanh saturates as it should.)  In both forms the slope
 follows from numbers that are there already.
 """
@@ -88,7 +88,7 @@ def _tanh(x: Floats, near: Floats, y: Floats, slope: Floats, z: Floats) -> None:
 
 def backward(dy: Any, saved: GeluSaved, *, need: Need = None) -> tuple[Array | None]:
     """``dx = dy slope``."""
-    return (np.multiply(dy, saved.slope) if needs(need, "x") else None,)
+    return (dy * saved.slope if needs(need, "x") else None,)
 
 
 PAIR = Pair(forward, backward, "blocked", covers)

@@ -12,7 +12,7 @@ from xpformer.functional.layer_norm import LayerNormSaved
 from xpformer_numpy._common import are_floats, blocks, column_sums, rows_of
 
 
-def covers(x: Array, weight: Array, bias: Array | None = None, *, eps: float = 1e-5) -> bool:  # noqa: ARG001
+def covers(x: Array, weight: Array, bias: Array | None = None, *, eps: float = 1e-5) -> bool:
     """Shapes that fit; the portable pair says what is wrong with others."""
     fits = x.ndim > 0 and x.shape[-1] > 0 and weight.shape == x.shape[-1:]
     return fits and are_floats(x, weight, bias) and (bias is None or bias.shape == weight.shape)
@@ -46,12 +46,13 @@ def forward(x: Any, weight: Any, bias: Any = None, *, eps: float = 1e-5) -> tupl
 def backward(
     dy: Any, saved: LayerNormSaved, *, need: Need = None
 ) -> tuple[Array | None, Array | None, Array | None]:
-    """``dx = r (dy g - mean(dy g) - n mean(dy g n))``; the two means are the products ``dy (g/D)`` and ``(dy n) (g/D)``."""
-    dy_rows, normalized, inv_std, weight = rows_of(dy), rows_of(saved.normalized), rows_of(saved.inv_std), saved.weight
+    """``dx = r (dy g - mean(dy g) - n mean(dy g n))``; the means are the products ``dy (g/D)`` and ``(dy n) (g/D)``."""
+    dy_rows, normalized, inv_std = rows_of(dy), rows_of(saved.normalized), rows_of(saved.inv_std)
+    weight = np.asarray(saved.weight)
     count, width = dy_rows.shape
     dx = np.empty(dy_rows.shape, dy_rows.dtype) if needs(need, "x") else None
     dweight = np.zeros(width, dy_rows.dtype) if needs(need, "weight") else None
-    share = np.asarray(weight)[:, None] / width
+    share = weight[:, None] / width
     if dx is not None or dweight is not None:
         for block in blocks(count, width):
             d, n = dy_rows[block], normalized[block]

@@ -28,7 +28,7 @@ def backward(dy: Any, saved: ReluSaved, *, need: Need = None) -> tuple[Array | N
     if not needs(need, "x"):
         return (None,)
     bits = np.dtype(f"i{dy.dtype.itemsize}")
-    return (np.bitwise_and(dy.view(bits), saved.mask).view(dy.dtype),)
+    return (np.bitwise_and(dy.view(bits), np.asarray(saved.mask)).view(dy.dtype),)
 
 
 PAIR = Pair(forward, backward, "bits", are_floats)

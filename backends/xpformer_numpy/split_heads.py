@@ -16,10 +16,11 @@ def backward(dy: tuple[Any, ...], saved: SplitHeadsSaved, *, need: Need = None) 
     if not needs(need, "x"):
         return (None,)
     packed = dy[0].base
-    if isinstance(packed, np.ndarray) and packed.shape == (*dy[0].shape[:-2], len(dy), *dy[0].shape[-2:]):
-        if packed.flags.c_contiguous and all(_same(packed[..., p, :, :], part) for p, part in enumerate(dy)):
-            return (packed.reshape(saved.shape),)
-    return split_heads.backward(dy, saved)
+    shape = (*dy[0].shape[:-2], len(dy), *dy[0].shape[-2:])
+    fits = isinstance(packed, np.ndarray) and packed.shape == shape and packed.flags.c_contiguous
+    if fits and all(_same(packed[..., p, :, :], part) for p, part in enumerate(dy)):
+        return (packed.reshape(saved.shape),)
+    return split_heads.portable.backward(dy, saved)  # type: ignore[return-value]
 
 
 def _same(x: Any, y: Any) -> bool:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from xpformer import optim
 from xpformer.analysis.cases import CASES, KERNEL_CASES
 from xpformer.analysis.compare import compare_kernel, compare_operation
 from xpformer.analysis.gradient_check import Probe, check_operation, failures
-from xpformer.backend import Backend
+from xpformer.backend import Backend, get_backend
 from xpformer.functional import OPERATIONS
 from xpformer.functional._op import Kernel, Pair
 from xpformer.functional.erf import erf
@@ -57,6 +59,19 @@ def test_every_replaced_pair_covers_a_case_and_is_reached(backend: Backend) -> N
                     probe = Probe(op, pair, case, backend, dtype=dtype)
                     chosen.add(backend.pair(op, probe.place(), probe.options))
             assert pair in chosen, f"{name}: no case reaches the pair {pair.name}"
+
+
+@pytest.mark.parametrize("op", OPERATIONS)
+def test_pairs_that_work_in_blocks_are_right_across_them(monkeypatch: pytest.MonkeyPatch, op: str) -> None:
+    """The cases are smaller than a block, so the blocks are made smaller than the cases."""
+    backend = get_backend("numpy")
+    for name, module in list(sys.modules.items()):
+        if name.startswith("xpformer_numpy") and hasattr(module, "BLOCK"):
+            monkeypatch.setattr(module, "BLOCK", 50)
+    for pair in pairs(backend, op):
+        for case in CASES[op]:
+            assert failures(check_operation(OPERATIONS[op], pair, case, backend)) == []
+            assert failures(compare_operation(OPERATIONS[op], pair, case, backend)) == []
 
 
 def test_replaced_names_are_operations_and_kernels(backend: Backend) -> None:

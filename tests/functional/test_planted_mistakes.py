@@ -1,4 +1,4 @@
-"""The harness is tested: each of these mistakes, as people make them, is caught by the checks that every pair passes."""
+"""The harness is tested: each of these mistakes is caught by the checks that every pair passes."""
 
 from __future__ import annotations
 
@@ -182,10 +182,7 @@ def gelu_forward(x: Any, *, approximate: str = "none") -> Any:
 
 @mistake("conv2d")
 def stride_ignored_in_dx(dy: Any, saved: Any, *, need: Any = None) -> Any:
-    one = tuple(axis._replace(stride=1, after=axis.after + (axis.stride - 1) * (axis.places - 1)) for axis in saved.axes)
-    spread = tuple(
-        a._replace(after=s.kernel + s.places - 1 - s.length - s.before) for a, s in zip(one, saved.axes, strict=True)
-    )
+    spread = tuple(a._replace(stride=1, after=a.kernel + a.places - 1 - a.length - a.before) for a in saved.axes)
     dx = right("conv2d", dy, saved._replace(axes=spread), ("x",))[0]
     _, dweight, dbias = right("conv2d", dy, saved, need)
     return *only(need, "conv2d", dx, None, None)[:1], dweight, dbias

@@ -78,9 +78,11 @@ def errors(state: dict[str, Any]) -> dict[str, Any]:
         ),
         "many": (
             many,
-            "weights do not belong to this model: 24 missing (blocks.0.attention.projection.bias, "
-            "blocks.0.attention.projection.weight, blocks.0.attention.qkv.bias, blocks.0.attention.qkv.weight, "
-            "blocks.0.mlp.fc1.bias, ...)",
+            (
+                "weights do not belong to this model: 24 missing (blocks.0.attention.projection.bias, "
+                "blocks.0.attention.projection.weight, blocks.0.attention.qkv.bias, blocks.0.attention.qkv.weight, "
+                "blocks.0.mlp.fc1.bias, ...)"
+            ),
         ),
         "shape": (
             {**state, "head.output.bias": np.ones(7)},

@@ -12,7 +12,7 @@ from xpformer.analysis.cases import LAYERS, LayerCase
 from xpformer.analysis.gradient_check import check_layer, failures
 from xpformer.backend import Backend
 from xpformer.functional import split_heads
-from xpformer.layers import MLP, Block, Context, DropPath, Dropout, Layer, MultiHeadAttention
+from xpformer.layers import MLP, Block, Context, Dropout, DropPath, Layer, MultiHeadAttention
 from xpformer.parameters import Gradients
 
 

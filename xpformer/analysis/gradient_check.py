@@ -125,9 +125,7 @@ class Probe:
         """A cotangent on the backend."""
         return tuple(seal(tuple(self.backend.asarray(part, self.dtype) for part in dy)))
 
-    def backward(
-        self, dy: tuple[Any, ...], saved: Any, *, need: Need = None, **extra: Any
-    ) -> dict[str, Any]:
+    def backward(self, dy: tuple[Any, ...], saved: Any, *, need: Need = None, **extra: Any) -> dict[str, Any]:
         """The gradients by argument name."""
         results = self.pair.backward(dy if self.several else dy[0], saved, need=need, **extra)
         return dict(zip(self.host, results, strict=True))
@@ -138,9 +136,7 @@ class Probe:
 
     def row(self, argument: str, measure: Measure) -> Row:
         """A line of the report."""
-        return Row(
-            self.op.name, self.pair.name, self.case.name, measure.what, argument, measure.error, measure.limit
-        )
+        return Row(self.op.name, self.pair.name, self.case.name, measure.what, argument, measure.error, measure.limit)
 
 
 def check_operation(op: Op, pair: Pair, case: Case, backend: Backend, *, seed: int = 0) -> list[Row]:
@@ -174,7 +170,10 @@ def check_operation(op: Op, pair: Pair, case: Case, backend: Backend, *, seed: i
     before = [a for a in (*probe.host.values(), *cotangent) if a is not None]
     after = [a for a in (*arrays, *dy) if a is not None]
     kept = zip(arrays_in(saved), saved_host, strict=True)
-    rows += [probe.row("arguments", same_bits("unchanged", backend.to_numpy(a), np.asarray(b))) for a, b in zip(after, before, strict=True)]
+    rows += [
+        probe.row("arguments", same_bits("unchanged", backend.to_numpy(a), np.asarray(b)))
+        for a, b in zip(after, before, strict=True)
+    ]
     rows += [probe.row("saved", same_bits("unchanged", backend.to_numpy(a), b)) for a, b in kept]
     return rows
 
@@ -255,8 +254,10 @@ def _linear(probe: Probe, cotangent: tuple[HostArray, ...], saved: Any, gradient
     need = frozenset(probe.floating)
     second = probe.to_host(probe.backward(probe.on_device(other), saved, need=need))
     combined = probe.to_host(probe.backward(probe.on_device(mixed), saved, need=need))
+    largest = max(map(magnitude, (*gradients.values(), *cotangent)), default=0.0)
     for name, gradient in gradients.items():
-        scale = 2.0 * magnitude(gradient) + 3.0 * magnitude(second[name])
+        alone = 2.0 * magnitude(gradient) + 3.0 * magnitude(second[name])
+        scale = 5.0 * largest if probe.case.shape_only else alone
         expected = 2.0 * gradient - 3.0 * second[name]
         yield probe.row(name, equal("linear in dy", combined[name], expected, BACKENDS, scale=scale))
 

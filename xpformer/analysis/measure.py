@@ -1,7 +1,8 @@
 """What "equal" and "right" mean: the one home of every tolerance.
 
-*Equal to r* is ``max|a - b| <= r s``.  Unless something else is said, s is ``max|b|`` of that tensor.  For the gradients
-of a model s is the largest gradient in the model; for weights after training steps ``max(|b|, learning rate x steps)``.
+*Equal to r* is ``max|a - b| <= r s``.  Unless something else is said, s is ``max|b|`` of that tensor.  For a model's
+gradients s is the largest gradient in the model (one of them is zero but for rounding: that of a key's bias), and so
+in a shape case (with one token the query's is); for weights after training steps ``max(|b|, learning rate x steps)``.
 
 *Right in float32* is an error, against the float64 portable pair on the same inputs, of at most 8 times the error of
 NumPy's float32 portable pair, or of at most 2 eps ``max|y|`` if that is more.
@@ -81,7 +82,10 @@ def same_bits(what: str, a: HostArray, b: HostArray) -> Measure:
     return Measure(what, differing(a, b), 0.0)
 
 
-def right_in_float32(what: str, y: HostArray, exact: HostArray, portable: HostArray) -> Measure:
+def right_in_float32(
+    what: str, y: HostArray, exact: HostArray, portable: HostArray, *, scale: float | None = None
+) -> Measure:
     """Whether a float32 result is right, given the float64 result and the float32 one of NumPy's portable pair."""
-    limit = max(FLOAT32_FACTOR * difference(portable, exact), FLOAT32_FLOOR * magnitude(exact))
+    floor = FLOAT32_FLOOR * (magnitude(exact) if scale is None else scale)
+    limit = max(FLOAT32_FACTOR * difference(portable, exact), floor)
     return Measure(what, difference(y, exact), limit)

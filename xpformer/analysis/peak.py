@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -14,14 +15,14 @@ from xpformer.rng import host_generator
 from xpformer.training.parallel import Workers
 
 _SIDE = 384  # large enough for the full rate, small enough that all three matrices stay in a core's cache
-_ROUND = 0.01
+_ROUND = 0.004
 _BUDGET = 0.2
 
 
 def measured_peak(threads: int, dtype: str = "float32") -> float:
     """FLOP/s of NumPy's matrix products with ``threads`` threads at once, each with single-threaded BLAS.
 
-    The best of some twenty rounds of 10 ms, 0.2 s in all, so that other work on the machine does not lower it: the
+    The best of some fifty rounds of 4 ms, 0.2 s in all, so that other work on the machine does not lower it: the
     floor that a training step is measured against.
 
     Args:
@@ -31,11 +32,11 @@ def measured_peak(threads: int, dtype: str = "float32") -> float:
     with Workers(get_backend("numpy"), threads) as workers, workers.step():
         tasks = [_products(i, dtype) for i in range(threads)]
         began = time.perf_counter()
-        workers.run([lambda task=task: task(1) for task in tasks])  # starts the threads, and warms caches and clock
+        workers.run([partial(task, 1) for task in tasks])  # starts the threads, and warms caches and clock
         repeats, best = 1, 0.0
         while True:
             start = time.perf_counter()
-            workers.run([lambda task=task: task(repeats) for task in tasks])  # noqa: B023  (called in this iteration)
+            workers.run([partial(task, repeats) for task in tasks])
             end = time.perf_counter()
             best = max(best, threads * repeats * 2 * _SIDE**3 / (end - start))
             if end - began > _BUDGET:

@@ -126,11 +126,12 @@ class Summary:
         names = {r.path: _name(r) for r in shown}
         if fold:
             shown = _fold(shown, names)
+        shape = _times((self.batch, *self.input_shape))
         notes = ["numbers include the layers below; FLOPs of matrix products; kept: bytes that wait for the backward"]
         if hidden := len(rows) - sum(idle or not r.idle for r in rows):
             notes.append(f"{hidden} layer{'s' * (hidden > 1)} that did nothing (dropout at rate 0) not shown")
         table = Table(
-            title=f"{self.rows[0].kind}, input {_times((self.batch, *self.input_shape))}, {self.dtype} on {self.backend}",
+            title=f"{self.rows[0].kind}, input {shape}, {self.dtype} on {self.backend}",
             caption="; ".join(notes),
             title_justify="left",
             caption_justify="left",
@@ -301,7 +302,8 @@ def _name(row: Row) -> str:
 def _fold(rows: Sequence[Row], names: dict[str, str]) -> list[Row]:
     """The rows without the blocks of a list that equal the one before; ``names`` then says ``blocks.0-5``."""
     shown: list[Row] = []
-    first, before, skip = "", [], ""  # the block that stands for its equals, the rows in it, the block left out
+    before: list[Row] = []
+    first = skip = ""  # the block that stands for its equals, ``before`` the rows in it; the block left out
     for row in rows:
         if skip and row.path.startswith(skip):
             continue

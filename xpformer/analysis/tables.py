@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,7 +16,9 @@ from xpformer.training import fs
 from xpformer.training.metrics import Evaluation
 
 if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions
     from rich.table import Table
+    from rich.text import Text
 
 COLUMNS = ("class", "precision", "recall", "f1", "support")
 
@@ -25,7 +28,7 @@ class Confusion(NamedTuple):
 
     truth: str
     predicted: str
-    count: int
+    number: int
     share: float
     """Of the samples of the true class."""
 
@@ -35,11 +38,11 @@ def confusions(evaluation: Evaluation, count: int = 10) -> list[Confusion]:
     wrong = evaluation.confusion - np.diag(np.diag(evaluation.confusion))
     order = np.argsort(-wrong, axis=None, kind="stable")[:count]
     support, names = evaluation.confusion.sum(axis=1), evaluation.classes
-    cells = [divmod(int(i), len(names)) for i in order]
-    return [Confusion(names[t], names[p], int(wrong[t, p]), float(wrong[t, p] / support[t])) for t, p in cells if wrong[t, p]]
+    cells = [divmod(int(i), len(names)) for i in order if wrong.flat[i]]
+    return [Confusion(names[t], names[p], int(wrong[t, p]), float(wrong[t, p] / support[t])) for t, p in cells]
 
 
-def class_table(evaluation: Evaluation) -> Table:
+def per_class_table(evaluation: Evaluation) -> Table:
     """Precision, recall, F1 and support of each class in per cent, then their mean and the accuracy."""
     from rich.markup import escape
     from rich.table import Table
@@ -62,27 +65,43 @@ def class_table(evaluation: Evaluation) -> Table:
     return table
 
 
-def confusion_table(evaluation: Evaluation, width: int = 80) -> Table:
-    """The confusion matrix, rows true and columns predicted; where ``width`` is too small, the frequent mistakes.
+class ConfusionTable:
+    """The confusion matrix, rows true and columns predicted; on a narrow terminal the frequent mistakes instead.
 
     Zeros are dots; the diagonal is bold, mistakes are yellow.
     """
+
+    def __init__(self, evaluation: Evaluation) -> None:
+        self.evaluation = evaluation
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table | Text]:
+        """What fits into the width."""
+        from rich.text import Text
+
+        matrix = _matrix(self.evaluation)
+        fits = console.measure(matrix, options=options.update(width=10_000)).maximum <= options.max_width
+        if fits:
+            yield Text("confusion: rows are true, columns predicted", style="italic")
+        yield matrix if fits else _mistakes(self.evaluation)
+
+
+def confusion_table(evaluation: Evaluation) -> ConfusionTable:
+    """The confusion matrix for the terminal."""
+    return ConfusionTable(evaluation)
+
+
+def _matrix(evaluation: Evaluation) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
-    names, matrix = evaluation.classes, evaluation.confusion
-    cells = [[f"{n:,}" if n else "·" for n in row] for row in matrix.tolist()]
-    widths = [max(len(names[j]), *(len(row[j]) for row in cells)) for j in range(len(names))]
-    left = max(4, *map(len, names))
-    if left + sum(w + 2 for w in widths) + 2 > width:
-        return _mistakes(evaluation)
-    table = Table(title="confusion: rows are true, columns predicted", title_justify="left", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
     table.add_column("true", style="bold", no_wrap=True)
-    for name, column in zip(names, widths, strict=True):
-        table.add_column(escape(name), justify="right", no_wrap=True, min_width=column)
-    for i, row in enumerate(cells):
-        styles = ["bold" if i == j else "dim" if text == "·" else "yellow" for j, text in enumerate(row)]
-        table.add_row(escape(names[i]), *(f"[{style}]{text}[/]" for style, text in zip(styles, row, strict=True)))
+    for name in evaluation.classes:
+        table.add_column(escape(name), justify="right", no_wrap=True)
+    for i, (name, row) in enumerate(zip(evaluation.classes, evaluation.confusion.tolist(), strict=True)):
+        styles = ["bold" if i == j else "yellow" if n else "dim" for j, n in enumerate(row)]
+        cells = [f"[{style}]{n:,}[/]" if n else "[dim]·[/]" for style, n in zip(styles, row, strict=True)]
+        table.add_row(escape(name), *cells)
     return table
 
 
@@ -99,7 +118,7 @@ def _mistakes(evaluation: Evaluation, count: int = 15) -> Table:
     table.add_column("count", justify="right", no_wrap=True, min_width=5)
     table.add_column("of the class", justify="right", no_wrap=True, min_width=12)
     for row in found:
-        table.add_row(escape(row.truth), escape(row.predicted), f"{row.count:,}", _percent(row.share))
+        table.add_row(escape(row.truth), escape(row.predicted), f"{row.number:,}", _percent(row.share))
     return table
 
 
@@ -108,7 +127,7 @@ def write_csv(evaluation: Evaluation, path: Path) -> Path:
 
     Columns are ``class,precision,recall,f1,support``; ratios are fractions of 1 with all their digits, empty where they
     are 0 / 0.  The last line is named ``accuracy`` and holds it three times (with one label a sample, precision, recall
-    and F1 over all classes together all are the accuracy) and the number of samples.  UTF-8, lines end in ``\\n``.
+    and F1 over all classes together all are the accuracy) and the number of samples.  UTF-8, lines end in a line feed.
 
     Raises:
         RunError: if the file cannot be written; an existing file is then as it was.

@@ -31,7 +31,6 @@ __all__ = ["cli", "main", "run_recipe"]
 def cli() -> None:
     """Transformers with hand-written backward passes, on any array library.
 
-    \b
     Begin with:
       xpformer train vit-digits              a ViT on 1,797 small digits, under two minutes
       xpformer evaluate runs/vit-digits-1    its accuracy on the test images
@@ -54,7 +53,7 @@ def run_recipe(file: str | Path) -> NoReturn:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line, and exit."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if "_XPFORMER_COMPLETE" in os.environ:
         cli.main(arguments, prog_name="xpformer")
     sys.exit(_run(arguments))
@@ -84,7 +83,8 @@ def _run(arguments: list[str]) -> int:
 def _report(error: Exception, *, debug: bool) -> int:
     if isinstance(error, click.UsageError):
         command = error.ctx.command_path if error.ctx else "xpformer"
-        return fail(f"{error.format_message().removesuffix('.')}; see {command} --help", 2)
+        message = error.format_message().removesuffix(".")
+        return fail(f"{message[:1].lower()}{message[1:]}; see {command} --help", 2)
     if isinstance(error, click.ClickException):
         return fail(error.format_message(), 2)
     if isinstance(error, XpformerError):
@@ -93,7 +93,7 @@ def _report(error: Exception, *, debug: bool) -> int:
             return error.exit_code
         return fail(str(error), error.exit_code)
     if isinstance(error, MemoryError):
-        return fail(f"not enough memory: {error or 'an array does not fit'}; take a smaller train.batch_size or model", 2)
+        return fail(f"out of memory: {error or 'an array does not fit'}; take a smaller train.batch_size or model", 2)
     place = "" if debug else f"; the traceback is in {_crash_log(error)}"
     return fail(f"a defect of xpformer: {type(error).__name__}: {error}{place}", 1)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -17,9 +16,6 @@ from xpformer.cli.shell import (
     say,
     threads_option,
 )
-
-if TYPE_CHECKING:
-    from xpformer.training.metrics import Evaluation
 
 step_option = click.option(
     "--step", type=click.IntRange(min=0), metavar="N", help="Use the checkpoint of step N instead of the best one."
@@ -45,12 +41,14 @@ def evaluate(
     backend: str | None,
     threads: int | None,
 ) -> None:
-    """Accuracy of a run's best weights: precision, recall, F1 per class, confusion matrix, pictures.
+    """Accuracy of a run on images it has not seen.
+
+    Precision, recall and F1 per class, confusion matrix and pictures, with the weights that were best on the
+    validation split.
 
     This command alone touches the test images, and the run's log records each time that it does: choose settings with
     --split val, and look at the test split once.
 
-    \b
     Examples:
       xpformer evaluate runs/vit-digits-1
       xpformer evaluate runs/vit-digits-1 --split val --step 570
@@ -69,25 +67,16 @@ def evaluate(
     images = trained.data(data)
     result = evaluate_run(trained, split, images, threads=threads)
     if csv is not None:
-        _write_csv(result, csv)
+        from xpformer.analysis.tables import write_csv
+
+        say(f"table per class in {write_csv(result, csv)}")
     if as_json:
         print_json({"run": str(run), "step": trained.saved.step, **result.summary()})
     else:
         show_evaluation(result, f"weights of step {trained.saved.step:,}")
-    draw(trained.run, result, images)
+        draw(trained.run, result, images)
     if result.split == "test":
         from xpformer.training.log import Log
 
         uses = sum(record["event"] == "test" for record in Log.read(trained.run.log_path))
         say(f"the test split was used {uses} time{'s' * (uses > 1)} by this run; each is in {trained.run.log_path}")
-
-
-def _write_csv(evaluation: Evaluation, path: Path) -> None:
-    from xpformer.analysis.tables import per_class_csv
-    from xpformer.errors import DataError
-
-    try:
-        path.write_text(per_class_csv(evaluation), encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error.strerror}") from error
-    say(f"table per class in {path}")

@@ -46,11 +46,21 @@ class Picture:
 @click.command(cls=Command)
 @run_argument
 @click.argument("images", nargs=-1, type=click.Path(path_type=Path), metavar="[IMAGE]...")
-@click.option("--index", "indices", multiple=True, type=click.IntRange(min=0), metavar="N", help="Image N of the split; may be repeated.")
+@click.option(
+    "--index",
+    "indices",
+    multiple=True,
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Image N of the split; may be repeated.",
+)
 @click.option("--first", type=click.IntRange(min=1), metavar="N", help="The first N images of the split.")
 @click.option("--split", default="test", show_default=True, help="Where --index and --first look: val, test or train.")
 @click.option(
-    "--to", type=DIRECTORY, metavar="DIR", help="Write the pictures here; with --index or --first one JPEG for each image."
+    "--to",
+    type=DIRECTORY,
+    metavar="DIR",
+    help="Write the pictures here; with --index or --first one JPEG for each image.",
 )
 @click.option(
     "--invert",
@@ -76,12 +86,13 @@ def predict(
     data: Path | None,
     backend: str | None,
 ) -> None:
-    """What a run's best weights say about single images: IMAGE files of any kind, or images of its data set.
+    """What a trained model says about single images.
+
+    They are IMAGE files of any kind, or images of the run's data set, by --index or --first.
 
     Prints a table of probabilities and draws predictions.png into RUN/figures (or DIR). With --to DIR, each image of
     the data set also becomes DIR/i_Predict_p_Truth_t.jpg.
 
-    \b
     Examples:
       xpformer predict runs/vit-mnist-1 photo.jpg scan.png
       xpformer predict runs/vit-mnist-1 --first 12 --to pictures
@@ -91,7 +102,9 @@ def predict(
     from xpformer.training.session import load_trained
 
     if bool(images) == bool(indices or first):
-        raise click.UsageError("name image files, or images of the data set with --index or --first", click.get_current_context())
+        raise click.UsageError(
+            "name image files, or images of the data set with --index or --first", click.get_current_context()
+        )
     trained = load_trained(run, step=step, backend=backend)
     if images:
         choice: dict[str, Literal["auto"] | bool] = {"auto": "auto", "yes": True, "no": False}
@@ -106,14 +119,15 @@ def predict(
         print_json([_record(p, row, names) for p, row in zip(pictures, probabilities, strict=True)])
     else:
         _show_table(pictures, probabilities, names)
-    _draw(trained, pictures, probabilities, to)
+    if to is not None or not as_json:
+        _draw(trained, pictures, probabilities, to)
 
 
 def _from_files(trained: Trained, paths: Sequence[Path], invert: Literal["auto"] | bool) -> list[Picture]:
     from xpformer.data.files import load_image
 
     channels, height, width = trained.preprocessor["image_shape"]
-    return [Picture(str(path), load_image(path, (channels, height, width), invert=invert)) for path in paths]
+    return [Picture(path.name, load_image(path, (channels, height, width), invert=invert)) for path in paths]
 
 
 def _from_data(trained: Trained, split: str, indices: Sequence[int], folder: Path | None) -> list[Picture]:
@@ -191,9 +205,10 @@ def _draw(trained: Trained, pictures: Sequence[Picture], probabilities: np.ndarr
             predictions_grid(
                 np.stack([p.pixels for p in pictures]),
                 probabilities,
+                None if pictures[0].truth is None else [p.truth or 0 for p in pictures],
                 trained.class_names,
                 folder / "predictions.png",
-                truths=[p.truth for p in pictures] if pictures[0].truth is not None else None,
+                captions=[p.name for p in pictures],
             )
             say(f"picture: {folder / 'predictions.png'}")
 

@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 DRAW_EVERY = 0.25
 LINE_EVERY = 5.0
 _MEMORY = 0.95  # of the running means of loss and accuracy: some twenty steps
+_UNITS = ("images/s", "of peak")  # stand behind their numbers
 
 
-def make_reporter() -> PlainReporter:
-    """The reporter that fits stderr."""
-    return PlainReporter() if plain_output(sys.stderr) else LiveReporter()
+def make_reporter(limit: int | None = None) -> PlainReporter:
+    """The reporter that fits stderr; ``limit`` is the last step, if not the schedule's."""
+    return PlainReporter(limit) if plain_output(sys.stderr) else LiveReporter(limit)
 
 
 class Meter:
@@ -121,7 +122,7 @@ class PlainReporter(Reporter):
 
     meter: Meter
 
-    def __init__(self, *, limit: int | None = None) -> None:
+    def __init__(self, limit: int | None = None) -> None:
         self.limit = limit
         self._next = 0.0
         self._every = LINE_EVERY
@@ -138,7 +139,7 @@ class PlainReporter(Reporter):
 
     def draw(self, now: float) -> None:
         """Show where training is."""
-        numbers = "  ".join(f"{name} {value}" for name, value in self.meter.numbers())
+        numbers = "  ".join(f"{v} {name}" if name in _UNITS else f"{name} {v}" for name, v in self.meter.numbers())
         self.line(f"step {self.meter.step:,}/{self.goal:,}  {numbers}  {self.meter.left(self.goal)}".rstrip())
 
     @property
@@ -185,15 +186,15 @@ class PlainReporter(Reporter):
 class LiveReporter(PlainReporter):
     """Two lines that change, below a table of evaluations that grows."""
 
-    def __init__(self, *, limit: int | None = None) -> None:
+    def __init__(self, limit: int | None = None) -> None:
         from rich.console import Console
         from rich.live import Live
         from rich.progress_bar import ProgressBar
 
-        super().__init__(limit=limit)
+        super().__init__(limit)
         self._every = DRAW_EVERY
         self._console = Console(stderr=True, highlight=False)
-        self._live = Live(console=self._console, auto_refresh=False, transient=True)
+        self._live = Live(console=self._console, auto_refresh=False, transient=True, redirect_stdout=False)
         self._bar = ProgressBar()
         self._header = False
 
@@ -202,7 +203,7 @@ class LiveReporter(PlainReporter):
 
     def line(self, text: str) -> None:
         """Above the live lines."""
-        self._console.print(text, soft_wrap=True, markup=False)
+        self._console.print(text, markup=False)
 
     def started(self, session: Session) -> None:
         """Say what is trained, and begin to draw."""
@@ -226,10 +227,9 @@ class LiveReporter(PlainReporter):
         epoch = f"epoch {m.step / m.per_epoch:.1f}/{m.total / m.per_epoch:.4g}"
         top.add_row(self._bar, f"{m.step:,}/{self.goal:,}  {epoch}  {m.left(self.goal)}")
         numbers = Text(no_wrap=True, overflow="ellipsis")
-        units_after = {"images/s", "of peak"}
         for name, value in m.numbers():
             parts = [(value, "bold"), (f" {name}", "dim")]
-            for part in parts if name in units_after else [(f"{name} ", "dim"), (value, "bold")]:
+            for part in parts if name in _UNITS else [(f"{name} ", "dim"), (value, "bold")]:
                 numbers.append(*part)
             numbers.append("   ")
         return Group(top, numbers)
@@ -241,7 +241,9 @@ class LiveReporter(PlainReporter):
         m = self.meter
         if not self._header:
             self._header = True
-            self._console.print(Text(f"{'step':>8} {'epoch':>6} {'train loss':>11} {'val loss':>9} {'val accuracy':>13}", "dim"))
+            self._console.print(
+                Text(f"{'step':>8} {'epoch':>6} {'train loss':>11} {'val loss':>9} {'val accuracy':>13}", "dim")
+            )
         row = f"{m.step:>8,} {m.step / m.per_epoch:>6.4g} {dict(m.numbers())['loss']:>11} {evaluation.loss:>9.4f} "
         mark = ("  best", "green") if best else ""
         self._console.print(Text.assemble(row, (f"{evaluation.accuracy:>13.2%}", "bold" if best else ""), mark))

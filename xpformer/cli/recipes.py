@@ -6,16 +6,17 @@ from pathlib import Path
 
 import click
 
-from xpformer.cli.shell import Command, Shell, json_option, print_json, show
+from xpformer.cli.shell import Shell, json_option, print_json, show
 
 
 @click.group(cls=Shell, invoke_without_command=True)
 @json_option
 @click.pass_context
 def recipes(context: click.Context, as_json: bool) -> None:
-    """List the recipes: task, presets, and what they reach; or copy one to own it.
+    """List what can be trained, or copy a recipe to own it.
 
-    \b
+    The list names task, presets and what they reach.
+
     Examples:
       xpformer recipes
       xpformer recipes copy vit-mnist mine.py
@@ -43,7 +44,9 @@ def recipes(context: click.Context, as_json: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("recipe", "task", "presets (the first is the default)", box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    table = Table(
+        "recipe", "task", "presets (the first is the default)", box=None, pad_edge=False, padding=(0, 3, 0, 0)
+    )
     for name, recipe in found.items():
         presets = sorted(recipe.presets, key=lambda preset: preset != recipe.default)
         about = "\n".join(filter(None, (recipe.summary, recipe.figures)))
@@ -56,9 +59,10 @@ def recipes(context: click.Context, as_json: bool) -> None:
 @click.argument("name")
 @click.argument("file", type=click.Path(path_type=Path))
 def copy(name: str, file: Path) -> None:
-    """Copy the recipe NAME to FILE (.py), to change it and train it; an existing file is never written over.
+    """Copy a recipe to a file of your own.
 
-    \b
+    FILE ends in .py; change it and train it. An existing file is never written over.
+
     Example:
       xpformer recipes copy vit-mnist mine.py && xpformer train mine.py
     """

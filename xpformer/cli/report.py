@@ -22,4 +22,4 @@ def show_evaluation(evaluation: Evaluation, what: str) -> None:
         (f"{evaluation.accuracy:.2%}", "bold green"),
         f" ({right:,} of {evaluation.count:,}), loss {evaluation.loss:.4f}, {what}",
     )
-    show(per_class_table(evaluation), confusion_table(evaluation), line)
+    show("", per_class_table(evaluation), "", confusion_table(evaluation), "", line)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,7 +17,7 @@ import click
 from xpformer.errors import suggest
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import RenderableType
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -25,12 +27,18 @@ def debug_option(function: F) -> F:
     return click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")(function)
 
 
+def _keep_lines(text: str | None) -> str | None:
+    """Help in which a paragraph that opens with a line like ``Examples:`` is not wrapped."""
+    return text and re.sub(r"(?m)^([A-Z][a-z ]*:)$", "\b\n\\1", inspect.cleandoc(text))
+
+
 class Command(click.Command):
     """A command that takes ``--debug``."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        debug_option(self)  # type: ignore[type-var]
+        self.help = _keep_lines(self.help)
+        debug_option(self)
 
 
 class Shell(click.Group):
@@ -41,7 +49,8 @@ class Shell(click.Group):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        debug_option(self)  # type: ignore[type-var]
+        self.help = _keep_lines(self.help)
+        debug_option(self)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -61,7 +70,10 @@ class Shell(click.Group):
 DIRECTORY = click.Path(file_okay=True, path_type=Path)  # the library says what is wrong with a path
 
 data_option = click.option(
-    "--data", type=DIRECTORY, metavar="DIR", help="Folder of the data set; default: $XPFORMER_DATA, else the user cache."
+    "--data",
+    type=DIRECTORY,
+    metavar="DIR",
+    help="Folder of the data set; default: $XPFORMER_DATA, else the user cache.",
 )
 backend_option = click.option(
     "--backend", metavar="NAME", help="Array library and device, such as numpy or torch:cuda:0; see xpformer backends."
@@ -69,7 +81,7 @@ backend_option = click.option(
 threads_option = click.option(
     "--threads", type=int, metavar="N", help="Threads that share a batch; default: the CPUs this process may use."
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for a program, nothing else, on stdout.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for a program, and draw nothing.")
 run_argument = click.argument("run", type=DIRECTORY, metavar="RUN")
 
 
@@ -93,19 +105,17 @@ def plain_output(stream: Any) -> bool:
 
 
 def show(*renderables: RenderableType) -> None:
-    """Print text and tables on stdout."""
-    console = output()
-    for renderable in renderables:
-        console.print(renderable)
-
-
-def output() -> Console:
-    """stdout as rich writes it; plain text where it is no terminal."""
+    """Print text and tables on stdout; plain text, 120 columns wide, where it is no terminal."""
     from rich.console import Console
 
-    plain = plain_output(sys.stdout)
-    width = 120 if not sys.stdout.isatty() else None
-    return Console(highlight=False, no_color=plain, force_terminal=False if plain else None, width=width)
+    if not plain_output(sys.stdout):
+        Console(highlight=False).print(*renderables, sep="\n")
+        return
+    width = None if sys.stdout.isatty() else 120
+    console = Console(highlight=False, no_color=True, force_terminal=False, width=width)
+    with console.capture() as captured:
+        console.print(*renderables, sep="\n")
+    click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 def print_json(document: object) -> None:

@@ -50,12 +50,13 @@ def train(
     threads: int | None,
     max_steps: int | None,
 ) -> None:
-    """Train a model: RECIPE is a name from `xpformer recipes`, or a recipe file of your own (.py).
+    """Train a model by a recipe.
+
+    RECIPE is a name from `xpformer recipes`, or a file of your own (.py).
 
     Everything is chosen on a validation split; the test images are not looked at. Ctrl-C finishes the step, saves, and
     says how to go on.
 
-    \b
     Examples:
       xpformer train vit-digits
       xpformer train vit-mnist --preset quick
@@ -76,15 +77,13 @@ def train(
 @backend_option
 @threads_option
 @data_option
-def resume(
-    run: Path, max_steps: int | None, backend: str | None, threads: int | None, data: Path | None
-) -> None:
-    """Go on with a run that was stopped, killed or limited by --max-steps.
+def resume(run: Path, max_steps: int | None, backend: str | None, threads: int | None, data: Path | None) -> None:
+    """Go on with a run that was stopped.
 
-    It continues from the newest good checkpoint, with the settings and the recipe that RUN keeps, to the same bits as
-    if it had never stopped (same machine, versions, backend and number of threads; a note says what differs).
+    It was interrupted, killed or limited by --max-steps. Training continues from the newest good checkpoint, with the
+    settings and the recipe that RUN keeps, to the same bits as if it had never stopped (same machine, versions, backend
+    and number of threads; a note says what differs).
 
-    \b
     Examples:
       xpformer resume runs/vit-mnist-1
       xpformer resume runs/vit-mnist-1 --max-steps 5000
@@ -116,7 +115,7 @@ def _train(session: Session, max_steps: int | None) -> None:
 
     if max_steps is not None:
         say(_schedule_note(session, max_steps))
-    with make_reporter() as reporter:
+    with make_reporter(max_steps) as reporter:
         reason = session.train(reporter, max_steps=max_steps)
     step, total = session.progress.step, session.trainer.total_steps
     if reason == "max steps":
@@ -161,5 +160,5 @@ def _show_best(session: Session) -> None:
 def _what_next(session: Session) -> None:
     path = session.run.path
     click.echo(f"the run is in {path}; next:")
-    click.echo(f"  xpformer evaluate {path}             accuracy on the test images, which nothing has seen yet")
-    click.echo(f"  xpformer predict {path} --first 12   what it says about single images")
+    click.echo(f"  xpformer evaluate {path}            the test images, unseen so far")
+    click.echo(f"  xpformer predict {path} --first 12  single images, with a picture")

@@ -260,17 +260,21 @@ def _published(patch: int, dim: int, depth: int, heads: int, mlp_dim: int) -> Vi
 
 _STEM = ViTConfig(
     embedding="stem",
+    stem_channels=(16, 32, 64, 64),
+    stem_strides=(1, 2, 2, 1, 2),
     patch_norm=True,
+    positions="sincos2d",
     pool="mean",
+    dim=64,
     mlp_ratio=2.0,
     activation="gelu_tanh",
 )
 
 PRESETS: dict[str, ViTConfig] = {
     "tiny": ViTConfig(image_size=6, patch_size=2, dim=8, depth=2, heads=2, mlp_ratio=1.5, classes=3),
-    "digits": dataclasses.replace(_STEM, image_size=8, stem_channels=(32,), stem_strides=(1, 2)),
-    "quick": dataclasses.replace(_STEM, dim=64, depth=2),
-    "small": dataclasses.replace(_STEM, dim=64, depth=5),
+    "digits": dataclasses.replace(_STEM, image_size=8, stem_channels=(32,), stem_strides=(1, 2), depth=3),
+    "quick": dataclasses.replace(_STEM, depth=2),
+    "small": dataclasses.replace(_STEM, depth=3),
     "seed": ViTConfig(
         embedding="flatten",
         patch_norm=True,

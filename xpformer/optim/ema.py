@@ -10,6 +10,7 @@ from xpformer.array import Array, HostArray
 from xpformer.errors import ConfigError
 from xpformer.functional._op import Kernel
 from xpformer.optim.optimizer import Runner, in_turn, spans
+from xpformer.optim.sgd import keep_finite
 from xpformer.parameters import ParameterStore
 
 
@@ -34,18 +35,22 @@ class EMA:
         self.store, self.decay = store, decay
         self.segments: list[Any] = [store.backend.xp.asarray(s.data, copy=True) for s in store.segments]
 
-    def update(self, step: int, *, run: Runner = in_turn, parts: int = 1) -> None:
-        """Take in the weights after the 1-based ``step``."""
+    def update(self, step: int, *, finite: Any = True, run: Runner = in_turn, parts: int = 1) -> None:
+        """Take in the weights after the 1-based ``step``; where ``finite`` is false, nothing changes."""
         rate = 1.0 - min(self.decay, (1 + step) / (10 + step))
         kernel = self.store.backend.kernel(ema_step)
+
+        def kept(new: Any, old: Any) -> Any:
+            return keep_finite(finite, (new,), (old,))[0]
+
         if not self.store.backend.mutable:
             pairs = zip(self.segments, self.store.segments, strict=True)
-            self.segments = [kernel(average, s.data, rate=rate) for average, s in pairs]
+            self.segments = [kept(kernel(average, s.data, rate=rate), average) for average, s in pairs]
             return
 
         def part(i: int, span: slice) -> None:
             old = self.segments[i][span]
-            new = kernel(old, self.store.segments[i].data[span], rate=rate)
+            new = kept(kernel(old, self.store.segments[i].data[span], rate=rate), old)
             if new is not old:
                 self.segments[i][span] = new
 

@@ -58,7 +58,7 @@ class TrainConfig:
     keep: int = 2
     """Newest checkpoints to keep, besides the best."""
     patience: int = 0
-    """Evaluations without a better validation accuracy before training stops; 0 never stops early."""
+    """Evaluations in a row that are not the best so far before training stops; 0 never stops early."""
     log_every: int = 1
     """Steps between losses in the log; on a GPU each one waits for the device."""
 
@@ -78,7 +78,12 @@ class TrainConfig:
             raise ConfigError(f"epochs = {self.epochs} is not positive")
         if not self.clip >= 0:
             raise ConfigError(f"clip = {self.clip} is negative; 0 turns clipping off")
-        for name in ("ema", "label_smoothing"):
+        for name in ("weight_decay", "gamma"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{name} = {getattr(self, name)} is negative")
+        if not self.eps > 0:
+            raise ConfigError(f"eps = {self.eps} is not positive")
+        for name in ("ema", "label_smoothing", "beta1", "beta2", "momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} = {getattr(self, name)} is outside 0 <= {name} < 1")
         Schedule(self.lr, 1, self.schedule, floor=self.floor, decay_fraction=self.decay_fraction)

@@ -47,7 +47,8 @@ def _quietly(task: Callable[[], Any]) -> Any:
 class Workers:
     """``threads`` threads that run independent functions; one thread runs them in turn without a pool.
 
-    Use it as a context manager, which ends the threads (a later run starts new ones), and each step inside :meth:`step`.
+    Use it as a context manager, which ends the threads (a later run starts new ones), and each step inside
+    :meth:`step`.
     """
 
     def __init__(self, backend: Backend, threads: int) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.machinery
 import importlib.util
 import json
 import math
+import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
@@ -14,7 +17,7 @@ import msgspec
 
 from xpformer.data.augment import Augmentation
 from xpformer.data.images import ImageData
-from xpformer.errors import ConfigError, suggest
+from xpformer.errors import ConfigError, XpformerError, suggest
 from xpformer.layers import Layer
 from xpformer.models.vit import ViT, ViTConfig
 from xpformer.training.config import TrainConfig
@@ -90,9 +93,16 @@ def settings_from_dict(tree: Mapping[str, Any]) -> Settings:
         ConfigError: if a key is unknown or a value has another type or range.
     """
     known = {f.name: f.type for f in fields(Settings)}
+    for section in ("model", "train"):
+        if section not in tree:
+            raise ConfigError(
+                f"section {section!r} is missing; expected model, train and perhaps augmentation and data"
+            )
     for section, values in tree.items():
         if section not in known:
             raise ConfigError(f"unknown section {section!r}; {suggest(section, known)}")
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"{section}: Expected options by name, got {values!r}")
         names = _options(section)
         for key in values:
             if key not in names:
@@ -105,7 +115,7 @@ def settings_from_dict(tree: Mapping[str, Any]) -> Settings:
         where = place.strip("`").removeprefix("$.")
         found = _at(tree, where)
         expected = reason.partition(", got ")[0].replace("`", "")
-        raise ConfigError(reason if isinstance(found, dict) else f"{where}: {expected}, got {found!r}") from error
+        raise ConfigError(reason if "." not in where else f"{where}: {expected}, got {found!r}") from error
     for section, options in asdict(settings).items():
         for key, value in options.items():
             if isinstance(value, float) and not math.isfinite(value):
@@ -119,8 +129,11 @@ def _options(section: str) -> set[str]:
 
 
 def _at(tree: Any, where: str) -> Any:
-    for key in where.replace("[...]", "").split("."):
-        tree = tree.get(key) if isinstance(tree, dict) else tree
+    for key in re.findall(r"\w+", where):
+        if isinstance(tree, dict):
+            tree = tree.get(key)
+        elif isinstance(tree, list | tuple) and key.isdecimal():
+            tree = tree[int(key)]
     return tree
 
 
@@ -190,22 +203,32 @@ def find_recipe(name: str) -> Path:
     raise ConfigError(f"unknown recipe {name!r}; {suggest(name, known)}; a file of your own must end in .py")
 
 
+class _RecipeLoader(importlib.machinery.SourceFileLoader):
+    """Runs the text of a file, and neither reads nor writes a ``__pycache__`` beside it."""
+
+    def path_stats(self, path: str) -> Mapping[str, Any]:
+        raise OSError(f"{path}: is not cached")
+
+
 def load_recipe(path: Path) -> Recipe:
     """Run a recipe file and call its ``recipe()``.
 
     Raises:
         ConfigError: if the file cannot be run or gives no :class:`Recipe`.
     """
-    spec = importlib.util.spec_from_file_location(f"_xpformer_recipe_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"{path}: is no Python file")
+    name = f"_xpformer_recipe_{path.stem}"
+    loader = _RecipeLoader(name, str(path))
+    spec = importlib.util.spec_from_file_location(name, path, loader=loader)
+    assert spec is not None  # it is None only where no loader is found for a file
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
     try:
-        spec.loader.exec_module(module)
+        loader.exec_module(module)
+        make = getattr(module, "recipe", None)
+        made = make() if callable(make) else None
     except Exception as error:
-        raise ConfigError(f"{path}: cannot be run: {type(error).__name__}: {error}") from error
-    make = getattr(module, "recipe", None)
-    made = make() if callable(make) else None
+        reason = str(error) if isinstance(error, XpformerError) else f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{path}: cannot be run: {reason}") from error
     if not isinstance(made, Recipe):
         raise ConfigError(f"{path}: expected a function recipe() that returns an xpformer.training.Recipe")
     return made

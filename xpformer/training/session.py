@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from xpformer.data.batches import ImageBatches
 from xpformer.data.images import ImageData
 from xpformer.errors import CheckpointError, ConfigError, DataError, NonFiniteError, RunError
 from xpformer.layers import Layer
-from xpformer.training import checkpoint
+from xpformer.training import checkpoint, fs
 from xpformer.training.environment import environment_manifest
 from xpformer.training.log import Log
 from xpformer.training.metrics import Evaluation
@@ -76,13 +77,19 @@ class Options:
 
 
 class Session:
-    """A run that can be trained: make one with :func:`start` or :func:`resume`."""
+    """A run that can be trained: make one with :func:`start` or :func:`resume`.
+
+    Attributes:
+        saved: the step of the newest checkpoint, ``None`` before the first.
+        last_evaluation: of the validation split, ``None`` before the first.
+    """
 
     def __init__(
         self, run: Run, recipe: Recipe, settings: Settings, options: Options, trainer: Trainer, data: ImageData
     ) -> None:
         self.run, self.recipe, self.settings, self.options = run, recipe, settings, options
         self.trainer, self.data = trainer, data
+        self.saved: int | None = None
         self.last_evaluation: Evaluation | None = None
 
     @property
@@ -107,10 +114,11 @@ class Session:
         limit = self.trainer.total_steps if max_steps is None else max_steps
         with self.run.lock(), stop_on_signals() as stop, self.trainer:
             checkpoint.sweep(self.run.checkpoints)
-            if self.progress.step:
+            self._mark_best()
+            if self.run.log_path.exists():
                 Log.cut(self.run.log_path, self.progress.step)
             with Log(self.run.log_path) as log:
-                if not self.progress.step:
+                if self.saved is None:
                     self._save(log, reporter)  # a full disk shows before the work, not after it
                 reporter.started(self)
                 reason = self._loop(log, reporter, stop, limit)
@@ -126,19 +134,14 @@ class Session:
     def _loop(self, log: Log, reporter: Reporter, stop: StopRequest, limit: int) -> str:
         config, trainer = self.settings.train, self.trainer
         every = config.evaluate_every or trainer.batches.steps_per_epoch
-        saved = self.progress.step
-        due = saved % every == 0 or saved == trainer.total_steps
-        if saved and due and self.progress.last_evaluation < saved:  # a signal cut it short
+        step = self.progress.step
+        due = step % every == 0 or step == trainer.total_steps
+        if step and due and self.progress.last_evaluation < step:  # a signal cut it short
             self._save(log, reporter, best=self._evaluate(log, reporter, stop))
-        reason = self.progress.finished if self.progress.finished == "early stop" else ""
-        while not reason and not stop and self.progress.step < limit:
+        while not self.progress.finished and not stop and self.progress.step < limit:
             read = (self.progress.step + 1) % config.log_every == 0
-            try:
+            with self._recorded(log):
                 result = trainer.step(read=read)
-            except NonFiniteError as error:
-                batch = [int(i) for i in trainer.batches.indices(self.progress.step)]
-                log.write("nonfinite", self.progress.step, message=str(error), batch=batch)
-                raise
             step = result.step
             if read:
                 log.write("step", **asdict(result))
@@ -146,16 +149,13 @@ class Session:
             best = False
             if step % every == 0 or step == trainer.total_steps:
                 best = self._evaluate(log, reporter, stop)
-                if config.patience and self.progress.evaluations_since_best >= config.patience:
-                    reason = self.progress.finished = "early stop"
             due = step % config.checkpoint_every == 0 if config.checkpoint_every else step % every == 0
-            if best or due or reason or stop or step >= limit or step == trainer.total_steps:
+            if best or due or self.progress.finished or stop or step >= limit or step == trainer.total_steps:
                 self._save(log, reporter, best=best)
-                saved = step
-        if saved != self.progress.step:
+        if self.saved != self.progress.step:
             self._save(log, reporter)
-        if reason:
-            return reason
+        if self.progress.finished:
+            return self.progress.finished
         if stop:
             return stop.name
         return "finished" if self.progress.step >= trainer.total_steps else "max steps"
@@ -170,26 +170,60 @@ class Session:
             if stop:
                 raise Stopped
 
+        with self._recorded(log):
+            self.trainer.confirm()
         try:
             evaluation = self.trainer.evaluate("validation", between=between)
         except Stopped:
             return False
-        p = self.progress
+        p, patience = self.progress, self.settings.train.patience
+        if not math.isfinite(evaluation.loss):
+            message = (
+                f"evaluation after step {p.step}: the validation loss is not finite; the newest checkpoint is of step "
+                f"{self.saved}; try a lower learning rate (--set train.lr=...) or clipping (--set train.clip=1)"
+            )
+            log.write("nonfinite", p.step, message=message)
+            raise NonFiniteError(message)
         best = (evaluation.accuracy, -evaluation.loss) > (p.best_accuracy, -p.best_loss)
         p.last_evaluation = p.step
         p.evaluations_since_best = 0 if best else p.evaluations_since_best + 1
         if best:
             p.best_step, p.best_accuracy, p.best_loss = p.step, evaluation.accuracy, evaluation.loss
+        if patience and p.evaluations_since_best >= patience:
+            p.finished = "early stop"
         self.last_evaluation = evaluation
         log.write("evaluation", p.step, best=best, **evaluation.summary())
         reporter.evaluated(self, evaluation, best=best)
         return best
 
+    def _mark_best(self) -> None:
+        """Let ``best`` point to the best: a process may have died after the save and before the mark."""
+        link, name = self.run.checkpoints / "best", f"step_{self.progress.best_step:08d}"
+        marked = link.is_symlink() and link.readlink().name == name
+        if self.progress.best_step and not marked and (self.run.checkpoints / name).is_dir():
+            try:
+                fs.replace_symlink(link, name)
+            except OSError as error:
+                raise CheckpointError(f"{link}: cannot be moved to {name}: {error.strerror}") from error
+
     def _save(self, log: Log, reporter: Reporter, *, best: bool = False) -> None:
         documents = model_documents(self.settings, self.data)
+        with self._recorded(log):
+            self.trainer.confirm()
         path = self.trainer.save(self.run.checkpoints, documents=documents, best=best)
+        self.saved = self.progress.step
         log.write("checkpoint", self.progress.step, best=best)
         reporter.saved(self, path)
+
+    @contextlib.contextmanager
+    def _recorded(self, log: Log) -> Iterator[None]:
+        """A step that is not finite goes to the log with its batch."""
+        try:
+            yield
+        except NonFiniteError as error:
+            batch = self.trainer.batches.indices(self.progress.step)
+            log.write("nonfinite", self.progress.step, message=str(error), batch=batch)
+            raise
 
 
 def model_documents(settings: Settings, data: ImageData) -> dict[str, object]:
@@ -204,7 +238,7 @@ def model_documents(settings: Settings, data: ImageData) -> dict[str, object]:
 def _trainer(recipe: Recipe, settings: Settings, options: Options, backend: Backend, data: ImageData) -> Trainer:
     model = recipe.build(settings, options.seed).to(backend, options.dtype)
     expected = (settings.model.channels, settings.model.image_size, settings.model.image_size)
-    if data.image_shape != expected or len(data.classes) > settings.model.classes:
+    if data.image_shape != expected or len(data.classes) != settings.model.classes:
         raise DataError(
             f"data {data.name}: images {data.image_shape} in {len(data.classes)} classes do not fit the model, which "
             f"takes {expected} in {settings.model.classes}; set model.channels, model.image_size and model.classes"
@@ -242,11 +276,10 @@ def start(
     settings = recipe.settings(preset, changes)
     backend = get_backend(options.backend)
     threads = thread_count(backend, options.threads)
-    path = options.out or default_run_path(Path("runs"), recipe.name)
-    if path.is_dir() and any(path.iterdir()):
+    out = options.out
+    if out is not None and out.is_dir() and any(out.iterdir()):  # before the data is read
         raise RunError(
-            f"{path}: is not empty; a run is never written over: "
-            f"go on with xpformer resume {path}, or take another --out"
+            f"{out}: is not empty; a run is never written over: go on with xpformer resume {out}, or take another --out"
         )
     data = recipe.load_data(options.data, settings.data.validation, options.seed)
     trainer = _trainer(recipe, settings, options, backend, data)
@@ -269,9 +302,10 @@ def start(
         "data": data.hashes(),
         "data_name": data.name,
     }
-    path = options.out or default_run_path(Path("runs"), recipe.name)
+    path = out or default_run_path(Path("runs"), recipe.name)
     run = Run.create(path, config=config, recipe_text=recipe_file.read_text(encoding="utf-8"), manifest=manifest)
-    run.require_space(3 * 16 * trainer.model.count_parameters())
+    size = sum(a.nbytes for group in trainer.tensors().values() for a in group.values())
+    run.require_space((settings.train.keep + 2) * size)  # those kept, the best, and the one being written
     return Session(run, recipe, settings, options, trainer, data)
 
 
@@ -300,6 +334,8 @@ def resume(
 ) -> tuple[Session, list[str]]:
     """Go on with a run from its newest good checkpoint.
 
+    A run that died before its first checkpoint begins again, for all that it did is a function of its seed.
+
     Returns:
         the session, and one-line notes: damaged checkpoints that were passed over, and why the bits may differ.
     """
@@ -311,16 +347,20 @@ def resume(
     if threads is None and used.shares_batch and isinstance(stored, int):
         threads = stored
     options = Options(spec, config["dtype"], config["seed"], threads, data, Path(path))
-    saved, notes = checkpoint.newest(run.checkpoints)
+    began = any(run.checkpoints.glob("step_*"))
+    saved, notes = checkpoint.newest(run.checkpoints) if began else (None, [])
     loaded = _load_data(run, recipe, settings, config, data)
     trainer = _trainer(recipe, settings, options, used, loaded)
-    trainer.restore(saved)
+    if saved is not None:
+        trainer.restore(saved)
     now = environment_manifest() | {"backend": used.spec, "pairs": used.replaced(), "threads": trainer.threads}
     now["pairs"] = {k: list(v) for k, v in used.replaced().items()}
     changed = [k for k in ("xpformer", "numpy", "backend", "pairs", "threads", "cpu") if now[k] != run.manifest.get(k)]
     if changed:
         notes.append(f"the bits will differ from an uninterrupted run: {', '.join(changed)} changed since it began")
-    return Session(run, recipe, settings, options, trainer, loaded), notes
+    session = Session(run, recipe, settings, options, trainer, loaded)
+    session.saved = saved.step if saved else None
+    return session, notes
 
 
 @dataclass(frozen=True, eq=False)

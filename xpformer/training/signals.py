@@ -38,13 +38,15 @@ class StopRequest:
 def stop_on_signals() -> Iterator[StopRequest]:
     """A flag that the first SIGINT or SIGTERM sets; a second signal does what it did before.
 
-    Python lets only the main thread set signal handlers; in another thread the flag is never set.
+    A signal that the process was started to ignore (SIGINT of a background job) stays ignored.  Python lets
+    only the main thread set signal handlers; in another thread the flag is never set.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: handler for number, handler in handlers.items() if handler is not signal.SIG_IGN}
 
     def ask(number: int, _frame: FrameType | None) -> None:
         request.signal_number = number

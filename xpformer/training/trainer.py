@@ -6,11 +6,12 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+import msgspec
 import numpy as np
 
 from xpformer.array import HostArray
@@ -18,6 +19,7 @@ from xpformer.data.images import ImageSet
 from xpformer.errors import CheckpointError, NonFiniteError
 from xpformer.layers import Context, Layer, Observer
 from xpformer.optim import clip_scale, global_norm, spans
+from xpformer.parameters import check_names
 from xpformer.rng import Rng
 from xpformer.training import checkpoint
 from xpformer.training.config import TrainConfig
@@ -147,11 +149,11 @@ class Trainer:
             run, parts = self.workers.run, self.threads
             self.optimizer.step(segments, lr=lr, step=index + 1, scale=scale, finite=finite, run=run, parts=parts)
             if self.ema is not None:
-                self.ema.update(index + 1, run=run, parts=parts)
+                self.ema.update(index + 1, finite=finite, run=run, parts=parts)
         self.progress.step = index + 1
         if not read:
             return StepResult(index + 1, math.nan, math.nan, lr, math.nan, time.perf_counter() - start)
-        self._confirm(index)
+        self.confirm()
         loss, correct, size = float(total.loss), int(total.correct), self.batches.batch_size
         return StepResult(index + 1, loss, correct / size, lr, float(norm), time.perf_counter() - start)
 
@@ -165,16 +167,15 @@ class Trainer:
                 gradients, whole = self.gradients[worker], shares[worker]
                 gradients.reset()
                 tallies = []
-                with np.errstate(all="ignore"):  # a loss that is not finite is found, named and raised by the step
-                    for part in spans(whole.stop - whole.start, self.config.accumulate):
-                        first, last = whole.start + part.start, whole.start + part.stop
-                        host_x, host_y = self.batches.train(index, first, last)
-                        x = self.backend.asarray(host_x, self.model.dtype)
-                        y = self.backend.asarray(host_y)
-                        rng = Rng(self.seed, index, first)
-                        ctx = Context(self.backend, rng=rng, grads=gradients, observer=observer)
-                        tallies.append(self.objective.forward_backward(self.model, x, y, ctx, size))
-                    gradients.finish()
+                for part in spans(whole.stop - whole.start, self.config.accumulate):
+                    first, last = whole.start + part.start, whole.start + part.stop
+                    host_x, host_y = self.batches.train(index, first, last)
+                    x = self.backend.asarray(host_x, self.model.dtype)
+                    y = self.backend.asarray(host_y)
+                    rng = Rng(self.seed, index, first)
+                    ctx = Context(self.backend, rng=rng, grads=gradients, observer=observer)
+                    tallies.append(self.objective.forward_backward(self.model, x, y, ctx, size))
+                gradients.finish()
                 return tallies
 
             return work
@@ -210,19 +211,23 @@ class Trainer:
         self._good = self._good + xp.astype(self._finite, xp.int64)
         return self._finite
 
-    def _confirm(self, index: int) -> None:
-        """Read the device's flag: raise for the first step since the last reading that was not finite."""
-        if self.backend.host_memory:
-            return
+    def confirm(self) -> None:
+        """Read the device's flag, before a step is reported, evaluated or saved.
+
+        Raises:
+            NonFiniteError: for the first step since the last reading that was not finite.
+        """
         good = int(self._good)
-        first, self._checked = self._checked, index + 1
-        if first + good < index + 1:
-            self._raise_nonfinite(first + good)
+        first, self._checked = self._checked, self.progress.step
         self._good = 0
+        if not self.backend.host_memory and first + good < self.progress.step:
+            with self.workers.step():
+                self._raise_nonfinite(first + good)
 
     def _raise_nonfinite(self, index: int) -> None:
         """Replay the step (the weights are as before it) and name the first bad tensor."""
-        self.progress.step = index
+        self.progress.step = self._checked = index
+        self._finite = True
         hunt = FirstNonFinite(self.backend.to_numpy)
         threads, self.threads = self.threads, 1
         try:
@@ -264,6 +269,7 @@ class Trainer:
             split: ``validation`` or ``train``; ``test`` is for ``xpformer evaluate``, which logs it.
             between: called between batches.
         """
+        self.confirm()
         with self.averaged_weights(), self.workers.step():
             return evaluate(self.model, self.batches, split, self.workers, between=between)
 
@@ -278,6 +284,7 @@ class Trainer:
 
     def save(self, directory: Path, *, documents: Mapping[str, object], best: bool = False) -> Path:
         """Write a checkpoint of the present step."""
+        self.confirm()
         state = {"xpformer": "training-state", "seed": self.seed, **asdict(self.progress)}
         state = {k: (str(v) if isinstance(v, float) and not math.isfinite(v) else v) for k, v in state.items()}
         return checkpoint.save(
@@ -302,15 +309,29 @@ class Trainer:
             raise CheckpointError(f"{saved.directory}: holds {found}; this run needs {', '.join(sorted(wanted))}")
         if state.get("seed") != self.seed:
             raise CheckpointError(f"{saved.directory}: its seed is {state.get('seed')}, this run's {self.seed}")
-        self.model.load_state(saved.tensors["training" if self.ema is not None else "model"], f"{saved.directory}")
+        weights = saved.tensors["training" if self.ema is not None else "model"]
+        for values in (weights, saved.tensors["model"]):
+            check_names(self.store.parameters, values, str(saved.directory))
+        progress = _progress(state, saved)
         self.optimizer.load(saved.tensors["optimizer"])
+        self.model.load_state(weights, str(saved.directory))
         if self.ema is not None:
             self.ema.load(saved.tensors["model"])
-        fields = {name: state[name] for name in asdict(self.progress)}
-        fields |= {name: float(fields[name]) for name in ("best_accuracy", "best_loss")}
-        self.progress = Progress(**fields)
-        self._checked = self.progress.step
-        self._good, self._finite = 0, True
+        self.progress = progress
+        self._checked, self._good, self._finite = progress.step, 0, True
+
+
+def _progress(state: Mapping[str, Any], saved: checkpoint.Checkpoint) -> Progress:
+    """The progress in ``state.json``; infinity is stored as a text."""
+    stored = {f.name: state.get(f.name) for f in fields(Progress)}
+    stored |= {k: math.inf for k, v in stored.items() if v == "inf"}
+    try:
+        progress = msgspec.convert(stored, Progress)
+    except msgspec.ValidationError as error:
+        raise CheckpointError(f"{saved.directory / 'state.json'}: {error}") from error
+    if progress.step != saved.step:
+        raise CheckpointError(f"{saved.directory / 'state.json'}: step is {progress.step}, expected {saved.step}")
+    return progress
 
 
 def evaluate(
@@ -340,7 +361,8 @@ def evaluate(
             loss += float(batch_loss)
             logits.append(backend.to_numpy(batch_logits))
     scores = np.concatenate(logits).astype(np.float64)
-    exponentials = np.exp(scores - scores.max(axis=1, keepdims=True))
+    with np.errstate(all="ignore"):
+        exponentials = np.exp(scores - scores.max(axis=1, keepdims=True))
     predictions = scores.argmax(axis=1)
     return Evaluation(
         split=split,

@@ -1,0 +1,114 @@
+"""Arguments that do not fit: one line that names the operation, the argument, what came and what was expected."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from xpformer.errors import ConfigError, ShapeError
+from xpformer.functional import OPERATIONS
+from xpformer.rng import MaskKey
+
+KEY = MaskKey(1, 2)
+
+
+def a(*shape: int) -> np.ndarray:
+    return np.ones(shape)
+
+
+ERRORS: dict[str, tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], type[Exception], str]] = {}
+
+
+def error(op: str, kind: type[Exception], message: str, *arrays: Any, **options: Any) -> None:
+    ERRORS[f"{op} {len(ERRORS)}"] = (OPERATIONS[op].forward, arrays, options, kind, message)
+
+
+error(
+    "linear", ShapeError, "weight has shape (5, 4), expected (3, E), the last axis of x (2, 3) first", a(2, 3), a(5, 4)
+)
+error("linear", ShapeError, "weight has shape (4,), expected (3, E)", a(2, 3), a(4))
+error("linear", ShapeError, "weight has shape (4, 3), expected (?, E), the last axis of x () first", a(), a(4, 3))
+error("linear", ShapeError, "bias has shape (3,), expected (4,)", a(2, 3), a(3, 4), a(3))
+error("layer_norm", ShapeError, "weight has shape (4,), expected (3,), the last axis of x (2, 3)", a(2, 3), a(4))
+error("layer_norm", ShapeError, "bias has shape (1,), expected (3,)", a(2, 3), a(3), a(1))
+error("attention", ShapeError, "query has shape (3, 4), expected (..., T, H, d)", a(3, 4), a(3, 4), a(3, 4))
+error("attention", ShapeError, "key has shape (2, 5, 4, 7), expected", a(2, 3, 4, 6), a(2, 5, 4, 7), a(2, 5, 4, 8))
+error("attention", ShapeError, "key has shape (2, 5, 3, 6), expected", a(2, 3, 4, 6), a(2, 5, 3, 6), a(2, 5, 3, 8))
+error("attention", ShapeError, "key has shape (9, 5, 4, 6), expected", a(2, 3, 4, 6), a(9, 5, 4, 6), a(9, 5, 4, 8))
+error("attention", ShapeError, "value has shape (2, 6, 4, 8), expected", a(2, 3, 4, 6), a(2, 5, 4, 6), a(2, 6, 4, 8))
+error("attention", ShapeError, "mask has shape (3, 4)", a(2, 3, 4, 6), a(2, 5, 4, 6), a(2, 5, 4, 8), a(3, 4))
+error(
+    "attention", ShapeError, "mask has dtype int64, expected bool or float64",
+    a(2, 3, 4, 6), a(2, 5, 4, 6), a(2, 5, 4, 8), np.ones((3, 5), "int64"),
+)  # fmt: skip
+error(
+    "attention", ConfigError, "rate is 1.0", a(2, 3, 4, 6), a(2, 3, 4, 6), a(2, 3, 4, 6), dropout=1.0, dropout_key=KEY
+)
+error("attention", ConfigError, "dropout_key is missing", a(2, 3, 4, 6), a(2, 3, 4, 6), a(2, 3, 4, 6), dropout=0.5)
+error("conv2d", ShapeError, "x has shape (2, 4, 5, 5), expected (..., 3, H, W)", a(2, 4, 5, 5), a(6, 3, 2, 2))
+error("conv2d", ShapeError, "x has shape (5, 5), expected", a(5, 5), a(6, 3, 2, 2))
+error("conv2d", ShapeError, "weight has shape (6, 3, 2), expected (O, C / groups, p, q)", a(2, 3, 5, 5), a(6, 3, 2))
+error("conv2d", ShapeError, "with O a multiple of 4, the groups", a(2, 12, 5, 5), a(6, 3, 2, 2), groups=4)
+error("conv2d", ShapeError, "bias has shape (3,), expected (6,)", a(2, 3, 5, 5), a(6, 3, 2, 2), a(3))
+error("conv2d", ShapeError, "a kernel of (6, 2), expected one that fits", a(2, 3, 5, 5), a(6, 3, 6, 2))
+error("conv2d", ConfigError, "stride is 0, expected at least 1", a(2, 3, 5, 5), a(6, 3, 2, 2), stride=0)
+error("conv2d", ConfigError, 'padding "same" needs stride 1', a(2, 3, 5, 5), a(6, 3, 2, 2), stride=2, padding="same")
+error("conv2d", ConfigError, "padding is 'full', expected", a(2, 3, 5, 5), a(6, 3, 2, 2), padding="full")
+error("conv2d", ConfigError, "padding is -1, expected", a(2, 3, 5, 5), a(6, 3, 2, 2), padding=-1)
+error("patchify", ShapeError, "x has shape (2, 3, 5, 6), expected (..., C, H, W)", a(2, 3, 5, 6), patch=2)
+error("patchify", ShapeError, "x has shape (4, 6), expected", a(4, 6), patch=2)
+error("embedding", ShapeError, "weight has shape (4,), expected (V, D)", a(4), np.ones(3, "int64"))
+error("embedding", ShapeError, "ids have dtype float64, expected integers", a(4, 3), a(3))
+error("add_broadcast", ShapeError, "y has shape (3,), expected one that repeats to (2, 4)", a(2, 4), a(3))
+error("add_broadcast", ShapeError, "y has shape (5, 2, 4), expected", a(2, 4), a(5, 2, 4))
+error("prepend_token", ShapeError, "token has shape (4,), expected (D,) or (R, D)", a(2, 3, 5), a(4))
+error("prepend_token", ShapeError, "token has shape (1, 1, 5), expected", a(2, 3, 5), a(1, 1, 5))
+error("take_token", ShapeError, "x has shape (2, 3, 5), expected (..., T, D) with a token 3", a(2, 3, 5), index=3)
+error("take_token", ShapeError, "with a token -4", a(2, 3, 5), index=-4)
+error("mean_tokens", ShapeError, "x has shape (5,), expected (..., T, D) with at least one token", a(5))
+error("mean_tokens", ShapeError, "x has shape (2, 0, 5), expected", a(2, 0, 5))
+error(
+    "split_heads", ShapeError, "x has shape (2, 10), expected its last axis to be a multiple of 12", a(2, 10), heads=4
+)
+error("split_heads", ShapeError, "expected its last axis to be a multiple of 0", a(2, 10), heads=0)
+error(
+    "flatten",
+    ShapeError,
+    "start 2 and end 1 are not axes in order of x, of shape (2, 3, 4)",
+    a(2, 3, 4),
+    start=2,
+    end=1,
+)
+error("flatten", ShapeError, "start -4 and end -1 are not axes", a(2, 3, 4), start=-4)
+error("dropout", ConfigError, "dropout: rate is 1.0, expected the share of elements to drop", a(2), rate=1.0, key=KEY)
+error("drop_path", ConfigError, "drop_path: rate is -0.1", a(2), rate=-0.1, key=KEY)
+error("drop_path", ShapeError, "x has shape (), expected its first axis to count the samples", a(), rate=0.1, key=KEY)
+error("gelu", ConfigError, "approximate is 'tan', did you mean 'tanh'?", a(2), approximate="tan")
+error("cross_entropy", ShapeError, "logits has shape (), expected", a(), a())
+error("cross_entropy", ShapeError, "targets has shape (3,), expected (2,)", a(2, 4), np.ones(3, "int64"))
+error("cross_entropy", ShapeError, "targets has shape (2,), expected (2, 4)", a(2, 4), a(2))
+error("cross_entropy", ConfigError, "label_smoothing is 1.5", a(2, 4), np.ones(2, "int64"), label_smoothing=1.5)
+error("mse", ShapeError, "target has shape (3,), expected (2,), the shape of x", a(2), a(3))
+error("bce_with_logits", ShapeError, "targets has shape (3,), expected (2,)", a(2), a(3))
+error("bce_with_logits", ShapeError, "targets have dtype int64, expected that of logits", a(2), np.ones(2, "int64"))
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_what_does_not_fit_is_named(name: str) -> None:
+    forward, arrays, options, kind, message = ERRORS[name]
+    with pytest.raises(kind) as raised:
+        forward(*arrays, **options)
+    assert message in str(raised.value)
+    assert str(raised.value).startswith(f"{name.split()[0]}: ")
+    assert "\n" not in str(raised.value)
+
+
+def test_check_last_axis() -> None:
+    from xpformer.functional._op import check_last_axis
+
+    check_last_axis("op", "x", a(2, 3), "the width", 3)
+    with pytest.raises(ShapeError, match=r"op: x has shape \(2, 3\), expected its last axis to be 4, the width"):
+        check_last_axis("op", "x", a(2, 3), "the width", 4)

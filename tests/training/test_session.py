@@ -1,0 +1,566 @@
+"""Runs: what a directory holds, what is chosen and kept, what is refused, and what is said."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import xpformer
+from tests.training.faults import Faults
+from tests.training.runs import Watch, begin, differences, outcome, recipe_file, records, same_arrays, weights
+from xpformer.errors import BackendError, CheckpointError, ConfigError, DataError, RunError
+from xpformer.training import checkpoint, fs
+from xpformer.training import session as session_module
+from xpformer.training.log import Log
+from xpformer.training.recipe import settings_to_dict
+from xpformer.training.run import Run
+from xpformer.training.session import Options, Session, evaluate_run, load_trained, resume, start
+from xpformer.training.trainer import evaluate
+
+STEPS = ("steps=6", "evaluate_every=3", "checkpoint_every=0")
+
+
+@pytest.fixture(autouse=True)
+def _no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fs, "_call", Faults())
+
+
+def steps(run: Run) -> list[int]:
+    return sorted(int(path.name[5:]) for path in run.checkpoints.glob("step_*"))
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+# ---- what a run is --------------------------------------------------------------------------------------------------
+
+
+def test_the_directory_of_a_run(tmp_path: Path) -> None:
+    session = begin(tmp_path, *STEPS)
+    path = session.run.path
+    assert sorted(p.name for p in path.iterdir()) == ["checkpoints", "config.json", "figures", "recipe.py", "run.json"]
+    assert session.train() == "finished"
+    assert load_trained(path).saved.step in (3, 6)
+    names = [".lock", "checkpoints", "config.json", "figures", "log.jsonl", "recipe.py", "run.json"]
+    assert sorted(p.name for p in path.iterdir()) == names  # and no __pycache__
+    assert (path / "recipe.py").read_bytes() == (tmp_path / "bands.py").read_bytes()
+    assert steps(session.run) == [3, 6]
+    stored = {"MANIFEST.json", "config.json", "preprocessor.json", "state.json"}
+    tensors = {"model.safetensors", "optimizer.safetensors", "training.safetensors"}
+    assert {p.name for p in (path / "checkpoints" / "step_00000006").iterdir()} == stored | tensors
+    events = [(r["event"], r["step"]) for r in Log.read(path / "log.jsonl")]
+    assert events == [
+        ("checkpoint", 0),
+        *[("step", i) for i in (1, 2, 3)],
+        ("evaluation", 3),
+        ("checkpoint", 3),
+        *[("step", i) for i in (4, 5, 6)],
+        ("evaluation", 6),
+        ("checkpoint", 6),
+        ("end", 6),
+    ]
+
+
+def test_configuration_and_manifest(tmp_path: Path) -> None:
+    session = begin(tmp_path, *STEPS, "train.lr=0.002", threads=2, seed=11, dtype="float64", backend="numpy:portable")
+    config, manifest = session.run.config, session.run.manifest
+    assert config == {
+        "recipe": "bands",
+        "preset": "tiny",
+        "seed": 11,
+        "dtype": "float64",
+        "backend": "numpy:portable",
+        "data": None,
+        "settings": settings_to_dict(session.settings),
+    }
+    assert config["settings"]["train"]["lr"] == 0.002  # type: ignore[index]
+    assert manifest["threads"] == 2
+    assert manifest["backend"] == "numpy:portable"
+    assert manifest["pairs"] == {}
+    assert manifest["parameters"] == sum(a.size for a in weights(session).values())
+    assert manifest["steps"] == 6
+    assert manifest["data"] == session.data.hashes()
+    assert manifest["data_name"] == "bands"
+    assert manifest["xpformer"] == xpformer.__version__
+    assert manifest["numpy"] == np.__version__
+    assert manifest["arguments"] == []
+    assert {"python", "blas", "cpu", "cores", "git", "started", "platform"} <= manifest.keys()
+    other = start(str(tmp_path / "bands.py"), Options(out=tmp_path / "b"), changes=STEPS, arguments=["train", "bands"])
+    assert other.run.manifest["arguments"] == ["train", "bands"]
+    assert other.run.manifest["pairs"] == {k: list(v) for k, v in other.trainer.backend.replaced().items()}
+
+
+def test_the_documents_of_a_checkpoint(tmp_path: Path) -> None:
+    session = begin(tmp_path, *STEPS)
+    session.train()
+    documents = checkpoint.newest(session.run.checkpoints)[0].documents
+    model = documents["config.json"]
+    assert isinstance(model, dict)
+    assert model["model_type"] == "xpformer-vit"
+    assert model["class_names"] == ["top", "middle", "bottom"]
+    assert model["dim"] == 8
+    assert documents["preprocessor.json"] == {"mean": [0.4], "std": [0.2], "image_shape": [1, 6, 6]}
+    state = documents["state.json"]
+    assert isinstance(state, dict)
+    assert (state["step"], state["seed"], state["last_evaluation"]) == (6, 0, 6)
+    first = checkpoint.load(begin_and_stop(tmp_path).run.checkpoints / "step_00000000").documents["state.json"]
+    assert isinstance(first, dict)
+    assert first["best_loss"] == "inf"  # JSON has no infinity
+
+
+def begin_and_stop(folder: Path) -> Session:
+    session = begin(folder, *STEPS, name="stopped")
+    session.train(max_steps=0)
+    return session
+
+
+def test_a_run_without_a_directory_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = recipe_file(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError):
+        start(str(recipe), Options(), changes=["channels=3"])
+    assert not Path("runs").exists()  # what fails early leaves nothing
+    paths = [start(str(recipe), Options(), changes=STEPS).run.path for _ in range(2)]
+    assert paths == [Path("runs/bands-1"), Path("runs/bands-2")]
+
+
+def test_an_existing_directory_is_refused_before_the_data_is_read(tmp_path: Path) -> None:
+    session = begin(tmp_path, *STEPS)
+    before = files(session.run.path)
+    broken = recipe_file(tmp_path / "b", "raise RuntimeError\n")
+    text = (
+        (tmp_path / "bands.py").read_text().replace("def load(folder, validation, seed):", "def load(*_):\n    1 / 0")
+    )
+    broken.write_text(text)
+    with pytest.raises(RunError, match=r"is not empty; .* xpformer resume .*--out"):
+        start(str(broken), Options(out=session.run.path))
+    assert files(session.run.path) == before
+
+
+def test_a_disk_with_too_little_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room for those kept, the best and one more."""
+    session = begin(tmp_path, *STEPS, "keep=3")
+    size = sum(a.nbytes for group in session.trainer.tensors().values() for a in group.values())
+    for free, fits in ((5 * size, True), (5 * size - 1, False)):
+        monkeypatch.setattr(fs, "free_bytes", lambda _, free=free: free)
+        if fits:
+            begin(tmp_path, *STEPS, "keep=3", name="enough")
+        else:
+            with pytest.raises(RunError, match="the checkpoints need"):
+                begin(tmp_path, *STEPS, "keep=3", name="little")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"dtype": "float16"}, ConfigError, "dtype 'float16' is unknown; it is float32 or float64"),
+        ({"seed": -1}, ConfigError, "seed -1 is outside"),
+        ({"seed": 2**63}, ConfigError, "seed .* is outside"),
+        ({"threads": 0}, ConfigError, "threads = 0 is less than 1"),
+        ({"backend": "numpi"}, BackendError, "unknown backend 'numpi'; did you mean 'numpy'"),
+    ],
+)
+def test_bad_options(tmp_path: Path, options: dict[str, Any], error: type[Exception], match: str) -> None:
+    with pytest.raises(error, match=match):
+        begin(tmp_path, **options)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("change", ["channels=3", "image_size=12", "classes=2", "classes=4"])
+def test_data_that_does_not_fit_the_model(tmp_path: Path, change: str) -> None:
+    with pytest.raises(
+        DataError, match=r"data bands: images \(1, 6, 6\) in 3 classes do not fit the model, which takes"
+    ):
+        begin(tmp_path, change)
+    assert not (tmp_path / "run").exists()
+
+
+# ---- evaluation, best, early stop, averages -------------------------------------------------------------------------
+
+
+def scripted(session: Session, monkeypatch: pytest.MonkeyPatch, results: list[tuple[float, float]]) -> None:
+    """Evaluations with given accuracies (multiples of a tenth) and losses."""
+    queue = iter(results)
+
+    def evaluation(*_arguments: Any, **_options: Any) -> Any:
+        accuracy, loss = next(queue)
+        return SimpleNamespace(accuracy=accuracy, loss=loss, summary=lambda: {"accuracy": accuracy, "loss": loss})
+
+    monkeypatch.setattr(session.trainer, "evaluate", evaluation)
+
+
+def test_the_best_has_the_highest_accuracy_then_the_lowest_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = [(0.5, 1.0), (0.4, 0.5), (0.5, 1.0), (0.5, 0.9), (0.6, 2.0), (0.6, 2.1)]
+    session = begin(tmp_path, "steps=6", "evaluate_every=1", "keep=1", "checkpoint_every=0")
+    scripted(session, monkeypatch, results)
+    seen = []
+
+    class Note(Watch):
+        def saved(self, session: Session, path: Path) -> None:
+            link = session.run.checkpoints / "best"
+            seen.append(
+                (session.progress.step, link.readlink().name if link.is_symlink() else None, steps(session.run))
+            )
+
+    session.train(Note())
+    assert [r["best"] for r in records(session.run, "evaluation")] == [True, False, False, True, True, False]
+    assert [(step, best and int(best[5:])) for step, best, _ in seen] == [
+        (0, None),
+        (1, 1),
+        (2, 1),
+        (3, 1),
+        (4, 4),
+        (5, 5),
+        (6, 5),
+    ]
+    assert [kept for _, _, kept in seen] == [[0], [1], [1, 2], [1, 3], [4], [5], [5, 6]]
+    p = session.progress
+    assert (p.best_step, p.best_accuracy, p.best_loss, p.evaluations_since_best) == (5, 0.6, 2.0, 1)
+    assert load_trained(session.run.path).saved.step == 5
+
+
+def test_early_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = begin(tmp_path, "steps=40", "evaluate_every=2", "patience=3", "checkpoint_every=0")
+    scripted(session, monkeypatch, [(0.5, 1.0), (0.4, 1.0), (0.6, 1.0), (0.6, 1.0), (0.5, 0.1), (0.6, 1.1), (0.9, 0.1)])
+    assert session.train() == "early stop"
+    assert session.progress.step == 12
+    assert session.progress.best_step == 6
+    assert steps(session.run) == [6, 10, 12]
+    assert records(session.run, "end") == [{"event": "end", "step": 12, "reason": "early stop"}]
+    before = files(session.run.checkpoints)
+    again, _ = resume(session.run.path)
+    assert again.complete
+    assert again.train() == "early stop"
+    assert files(session.run.checkpoints) == before
+
+
+def test_no_patience_never_stops(tmp_path: Path) -> None:
+    session = begin(tmp_path, "steps=12", "evaluate_every=1", "checkpoint_every=0", "lr=1e-9")
+    assert session.train() == "finished"
+    assert session.progress.evaluations_since_best > 3
+
+
+def test_averaged_weights_are_evaluated_and_published_and_raw_ones_go_on(tmp_path: Path) -> None:
+    session = begin(tmp_path, "steps=3", "evaluate_every=3", "ema=0.9", "lr=0.01", "warmup_steps=0", threads=2)
+    trainer = session.trainer
+    average = weights(session)
+    raw: list[dict[str, np.ndarray]] = []
+
+    def stepped(session: Session, result: Any) -> None:
+        step, w = result.step, weights(session)
+        rate = 1 - min(0.9, (1 + step) / (10 + step))
+        for name, a in average.items():
+            average[name] = a + rate * (w[name].astype(np.float64) - a)
+        raw.append(w)
+
+    watch = Watch()
+    watch.stepped = stepped  # type: ignore[method-assign]
+    session.train(watch)
+    assert same_arrays(weights(session), raw[-1])
+    saved = checkpoint.newest(session.run.checkpoints)[0]
+    assert same_arrays(saved.tensors["training"], raw[-1])
+    for name, value in saved.tensors["model"].items():
+        assert np.allclose(value, average[name], rtol=1e-5, atol=1e-6), name
+    assert not np.allclose(saved.tensors["model"]["norm.weight"], raw[-1]["norm.weight"], atol=1e-4)
+    trained = load_trained(session.run.path)
+    assert same_arrays(trained.model.state(), saved.tensors["model"])
+    logged = records(session.run, "evaluation")[-1]
+    with trainer.averaged_weights():
+        assert same_arrays(weights(session), saved.tensors["model"])
+        inside = evaluate(trainer.model, trainer.batches, "validation", trainer.workers)
+    assert inside.loss == logged["loss"] == evaluate_run(trained, "val", trained.data()).loss
+    assert evaluate(trainer.model, trainer.batches, "validation", trainer.workers).loss != logged["loss"]
+    assert same_arrays(weights(session), raw[-1])
+
+
+def test_without_an_average_the_weights_are_published(tmp_path: Path) -> None:
+    session = begin(tmp_path, *STEPS, "ema=0")
+    session.train()
+    saved = checkpoint.newest(session.run.checkpoints)[0]
+    assert saved.tensors.keys() == {"model", "optimizer"}
+    assert same_arrays(saved.tensors["model"], weights(session))
+
+
+def test_training_never_touches_the_test_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    original = session_module.ImageBatches.split
+
+    def split(self: Any, name: str) -> Any:
+        asked.append(name)
+        return original(self, name)
+
+    monkeypatch.setattr(session_module.ImageBatches, "split", split)
+    outcomes = []
+    for name in ("one", "two"):  # the folder's name is the stream of the test images
+        session = begin(tmp_path, *STEPS, name=name, data=tmp_path / name)
+        session.train()
+        outcomes.append((session.data.hashes()["test"], outcome(session.run)))
+    assert asked == ["validation"] * 4
+    assert outcomes[0][0] != outcomes[1][0]
+    assert not differences(outcomes[0][1], outcomes[1][1])
+
+
+def test_each_use_of_the_test_split_is_logged_and_survives_a_resume(tmp_path: Path) -> None:
+    session = begin(tmp_path, *STEPS)
+    session.train(max_steps=4)
+    trained = load_trained(session.run.path)
+    results = [evaluate_run(trained, "test", trained.data(), threads=n) for n in (1, 2)]
+    evaluate_run(trained, "val", trained.data())
+    assert evaluate_run(trained, "train", trained.data()).count == 96
+    assert results[0].loss == results[1].loss
+    assert results[0].count == 24
+    session, _ = resume(session.run.path)
+    session.train()
+    used = records(session.run, "test")
+    assert len(used) == 2
+    expected = results[0].summary()
+    assert (used[0]["step"], used[0]["split"]) == (3, "test")
+    assert all(used[0][key] == expected[key] for key in ("loss", "accuracy", "count", "confusion"))
+    for name in ("tset", "TEST", ""):
+        with pytest.raises(ConfigError, match=f"unknown split '{name}'; it is val, test or train"):
+            evaluate_run(trained, name, trained.data())
+
+
+def test_a_trained_model_of_one_step(tmp_path: Path) -> None:
+    session = begin(tmp_path, *STEPS)
+    session.train()
+    trained = load_trained(session.run.path, step=3)
+    assert trained.saved.step == 3
+    assert trained.class_names == ("top", "middle", "bottom")
+    assert trained.preprocessor["image_shape"] == [1, 6, 6]
+    with pytest.raises(CheckpointError, match="step_00000004"):
+        load_trained(session.run.path, step=4)
+    with pytest.raises(RunError, match="does not exist"):
+        load_trained(tmp_path / "nothing")
+    stopped = begin_and_stop(tmp_path)
+    assert load_trained(stopped.run.path).saved.step == 0  # nothing is the best yet
+
+
+# ---- resume ---------------------------------------------------------------------------------------------------------
+
+
+def test_max_steps_leaves_the_schedule_as_it_is(tmp_path: Path) -> None:
+    session = begin(tmp_path, "steps=12", "warmup_steps=3")
+    assert session.train(max_steps=5) == "max steps"
+    again, _ = resume(session.run.path)
+    assert again.train(max_steps=3) == "max steps"  # behind it: nothing to do
+    assert again.progress.step == 5
+    assert again.train() == "finished"
+    assert again.train(max_steps=14) == "finished"  # beyond the end, with the last rate
+    assert again.progress.step == again.saved == 14
+    rates = [r["lr"] for r in records(session.run, "step")]
+    assert rates == [session.trainer.schedule(i) for i in range(14)]
+    t = [(i - 3) / 9 for i in range(3, 12)]
+    assert rates == pytest.approx(
+        [3e-3 * (i + 1) / 4 for i in range(3)] + [3e-3 * 0.5 * (1 + math.cos(math.pi * x)) for x in t] + [0, 0]
+    )
+
+
+def test_a_finished_run_has_nothing_left(tmp_path: Path) -> None:
+    session = begin(tmp_path, *STEPS)
+    assert not session.complete
+    session.train()
+    before, log = files(session.run.checkpoints), records(session.run, "step", "evaluation", "checkpoint")
+    again, notes = resume(session.run.path)
+    assert not notes
+    assert again.complete
+    watch = Watch()
+    assert again.train(watch) == "finished"
+    assert not watch.seen
+    assert files(session.run.checkpoints) == before
+    assert records(session.run, "step", "evaluation", "checkpoint") == log
+
+
+def test_what_changes_the_bits_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = begin(tmp_path, *STEPS)
+    session.train(max_steps=2)
+    path = session.run.path
+    assert resume(path)[1] == []
+    head = "the bits will differ from an uninterrupted run: "
+    assert resume(path, threads=2)[1] == [f"{head}threads changed since it began"]
+    manifest = json.loads((path / "run.json").read_text())
+    assert resume(path, threads=1, backend="numpy")[1] == []
+    portable = resume(path, backend="numpy:portable")[1]
+    assert portable == [f"{head}backend{', pairs' if manifest['pairs'] else ''} changed since it began"]
+    (path / "run.json").write_text(
+        json.dumps(manifest | {"numpy": "1.0", "cpu": "another", "pairs": {"linear": ["x"]}})
+    )
+    assert resume(path)[1] == [f"{head}numpy, pairs, cpu changed since it began"]
+
+
+def test_resume_takes_the_threads_of_the_run(tmp_path: Path) -> None:
+    session = begin(tmp_path, *STEPS, threads=3)
+    session.train(max_steps=1)
+    again, notes = resume(session.run.path)
+    assert again.trainer.threads == 3
+    assert not notes
+
+
+def test_another_backend_goes_on_within_rounding(tmp_path: Path) -> None:
+    pytest.importorskip("array_api_strict")
+    whole = begin(tmp_path, *STEPS, name="whole", dtype="float64")
+    whole.train()
+    session = begin(tmp_path, *STEPS, dtype="float64", threads=2)
+    session.train(max_steps=3)
+    again, notes = resume(session.run.path, backend="strict")
+    assert "backend" in notes[0]
+    again.train()
+    for name, value in weights(whole).items():
+        assert np.allclose(weights(again)[name], value, rtol=0, atol=1e-9), name
+
+
+def test_other_data_is_refused(tmp_path: Path) -> None:
+    session = begin(tmp_path, *STEPS, data=tmp_path / "one")
+    session.train(max_steps=2)
+    assert session.run.config["data"] == str(tmp_path / "one")
+    assert resume(session.run.path)[1] == []
+    before = files(session.run.path)
+    for read in (lambda: resume(session.run.path, data=tmp_path / "two"), lambda: trained.data(tmp_path / "two")):
+        trained = load_trained(session.run.path)
+        with pytest.raises(DataError, match=r"the data is not what the run began with .* with --data"):
+            read()
+    assert files(session.run.path) == before
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    whole = begin(tmp_path, *STEPS, "checkpoint_every=1", "keep=3", name="whole")
+    whole.train()
+    session = begin(tmp_path, *STEPS, "checkpoint_every=1", "keep=3")
+    session.train(max_steps=4)
+    damaged = session.run.checkpoints / "step_00000004" / "optimizer.safetensors"
+    data = bytearray(damaged.read_bytes())
+    data[-1] ^= 1
+    damaged.write_bytes(data)
+    again, notes = resume(session.run.path)
+    assert len(notes) == 1
+    assert str(damaged) in notes[0]
+    assert again.progress.step == again.saved == 3
+    assert again.train() == "finished"
+    assert not differences(outcome(session.run), outcome(whole.run))
+
+
+def test_no_checkpoint_that_can_be_read(tmp_path: Path) -> None:
+    session = begin_and_stop(tmp_path)
+    (session.run.checkpoints / "step_00000000" / "MANIFEST.json").unlink()
+    with pytest.raises(CheckpointError, match=r"has no checkpoint that can be loaded: .*MANIFEST\.json"):
+        resume(session.run.path)
+
+
+def foreign(session: Session, tmp_path: Path, **changes: Any) -> Path:
+    """Checkpoint of a run that differs."""
+    options = {k: v for k, v in changes.items() if k == "seed"}
+    other = begin(tmp_path, *STEPS, *[f"{k}={v}" for k, v in changes.items() if k != "seed"], name="other", **options)
+    other.train(max_steps=3)
+    target = session.run.checkpoints
+    shutil.rmtree(target)
+    shutil.copytree(other.run.checkpoints, target, symlinks=True)
+    return target
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"seed": 1}, "its seed is 1, this run's 0"),
+        ({"depth": 2}, r"do not belong to this model: \d+ unknown \(blocks\.1\."),
+        ({"dim": 16}, r"has shape \(.*\), the model \("),
+        ({"ema": 0}, "holds model, optimizer; this run needs model, optimizer, training"),
+        ({"optimizer": "sgd"}, "the optimizer has no moment 'momentum"),
+    ],
+)
+def test_the_checkpoint_of_another_run_is_refused(tmp_path: Path, changes: dict[str, Any], match: str) -> None:
+    session = begin(tmp_path, *STEPS)
+    session.train(max_steps=1)
+    state, progress = session.trainer.tensors(), session.progress
+    foreign(session, tmp_path, **changes)
+    with pytest.raises(CheckpointError, match=match):
+        resume(session.run.path)
+    saved = checkpoint.newest(session.run.checkpoints)[0]
+    with pytest.raises(CheckpointError, match=match):
+        session.trainer.restore(saved)
+    assert session.progress == progress
+    for group, tensors in session.trainer.tensors().items():
+        assert same_arrays(tensors, state[group])
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"step": 2}, "step is 2, expected 3"),
+        ({"step": "3"}, "Expected `int`, got `str`"),
+        ({"best_accuracy": None}, "Expected `float`, got `null`"),
+    ],
+)
+def test_a_state_that_cannot_be(tmp_path: Path, change: dict[str, Any], match: str) -> None:
+    session = begin(tmp_path, *STEPS)
+    session.train(max_steps=3)
+    saved = checkpoint.newest(session.run.checkpoints)[0]
+    saved.documents["state.json"].update(change)  # type: ignore[attr-defined]
+    saved.tensors["training"]["norm.bias"][...] = 7
+    state = session.trainer.tensors()
+    with pytest.raises(CheckpointError, match=match):
+        session.trainer.restore(saved)
+    del saved.documents["state.json"]
+    with pytest.raises(CheckpointError):
+        session.trainer.restore(saved)
+    for group, tensors in session.trainer.tensors().items():
+        assert same_arrays(tensors, state[group])
+
+
+@pytest.mark.parametrize(
+    ("edit", "error", "match"),
+    [
+        (lambda c: c.pop("seed"), RunError, "lacks seed; is it edited"),
+        (lambda c: c.update(settings=3), RunError, "lacks settings"),
+        (lambda c: c["settings"].update(train=3), ConfigError, "train: Expected options by name, got 3"),
+        (lambda c: c["settings"].pop("model"), ConfigError, "section 'model' is missing"),
+        (lambda c: c["settings"]["train"].update(lr="fast"), ConfigError, "train.lr: Expected float, got 'fast'"),
+        (lambda c: c["settings"]["train"].update(speed=1), ConfigError, "unknown option train.speed"),
+        (lambda c: c["settings"].update(trian={}), ConfigError, "unknown section 'trian'; did you mean 'train'"),
+        (lambda c: c.update(dtype="float8"), ConfigError, "dtype 'float8' is unknown"),
+    ],
+)
+def test_an_edited_configuration(tmp_path: Path, edit: Any, error: type[Exception], match: str) -> None:
+    session = begin_and_stop(tmp_path)
+    path = session.run.path / "config.json"
+    config = json.loads(path.read_text())
+    edit(config)
+    path.write_text(json.dumps(config))
+    with pytest.raises(error, match=match) as caught:
+        resume(session.run.path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_failed_final_save_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.training.faults import disk_full
+
+    session = begin(tmp_path, *STEPS)
+    count = []
+
+    def full(name: str, args: tuple[object, ...]) -> None:
+        if session.progress.step == 6:
+            count.append(name)
+            if name == "mkdir":
+                disk_full(name, args)
+
+    monkeypatch.setattr(fs, "_call", Faults(0, full, on=True))
+    with pytest.raises(
+        CheckpointError, match=r"step_00000006: not saved; earlier checkpoints are intact: No space left"
+    ):
+        session.train()
+    monkeypatch.setattr(fs, "_call", Faults())
+    whole = begin(tmp_path, *STEPS, name="whole")
+    whole.train()
+    again, _ = resume(session.run.path)
+    assert again.progress.step == 3
+    again.train()
+    assert not differences(outcome(session.run), outcome(whole.run))

@@ -1,0 +1,156 @@
+"""``xpformer summary``, ``backends`` and ``gradcheck``: looks at models, libraries and gradients."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from xpformer.cli.shell import Command, json_option, print_json, say, show
+
+if TYPE_CHECKING:
+    from xpformer.layers import Layer
+    from xpformer.training.recipe import Settings
+
+
+@click.command(cls=Command)
+@click.argument("source", metavar="RECIPE|RUN")
+@click.option("--preset", metavar="NAME", help="Named settings of the recipe.")
+@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a setting; may be repeated.")
+@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images in the pass.")
+@click.option("--depth", type=click.IntRange(min=0), metavar="N", help="Levels of layers to show; default: all.")
+@json_option
+def summary(
+    source: str, preset: str | None, changes: tuple[str, ...], batch: int, depth: int | None, as_json: bool
+) -> None:
+    """Layers, shapes, parameters, FLOPs and memory of a model.
+
+    All is measured in one real pass: FLOPs of its forward and its backward, and the bytes that wait for the backward.
+    --json also prints every setting that --set can change.
+
+    Examples:
+      xpformer summary vit-mnist
+      xpformer summary vit-mnist --preset seed --batch 100 --depth 1
+      xpformer summary vit-mnist --set model.depth=12 --json
+      xpformer summary runs/vit-mnist-1
+    """
+    from xpformer.analysis.summary import summarize
+    from xpformer.training.recipe import settings_to_dict
+
+    model, settings = _model(source, preset, changes)
+    m = settings.model
+    result = summarize(model, (m.channels, m.image_size, m.image_size), batch=batch)
+    if as_json:
+        print_json({**result.to_dict(), "settings": settings_to_dict(settings)})
+    else:
+        show(result.render(depth=depth))
+
+
+def _model(source: str, preset: str | None, changes: tuple[str, ...]) -> tuple[Layer, Settings]:
+    """The model of a run's best weights, or of a recipe's settings."""
+    from xpformer.backend import get_backend
+    from xpformer.errors import ConfigError
+
+    if Path(source).is_dir():
+        if preset or changes:
+            raise ConfigError(f"{source}: is a run and has its settings; --preset and --set are for a recipe")
+        from xpformer.training.session import load_trained
+
+        trained = load_trained(Path(source), backend="numpy")
+        return trained.model, trained.settings
+    from xpformer.training.recipe import find_recipe, load_recipe
+
+    recipe = load_recipe(find_recipe(source))
+    settings = recipe.settings(preset, changes)
+    return recipe.build(settings, 0).to(get_backend("numpy"), "float32"), settings
+
+
+@click.command(cls=Command)
+@json_option
+def backends(as_json: bool) -> None:
+    """The array libraries that xpformer can run on.
+
+    What works, what is missing, and the command that adds it.
+
+    Examples:
+      xpformer backends
+      xpformer train vit-mnist --backend torch
+    """
+    from xpformer.backend import statuses
+
+    found = statuses()
+    about = {name: _backend(name, status.usable) for name, status in found.items()}
+    if as_json:
+        print_json(
+            [
+                {"name": name, "usable": s.usable, "detail": s.detail, "repair": s.repair or None, **about[name]}
+                for name, s in found.items()
+            ]
+        )
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("backend", "", "", box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    for name, status in found.items():
+        sign = Text("works", "green") if status.usable else Text("missing", "red")
+        lines = [status.detail] + ([f"add it: {status.repair}"] if status.repair else [])
+        if pairs := about[name]["pairs"]:
+            lines.append(f"fused: {', '.join(sorted(pairs))}")
+        lines += [f"differs: {d['operation']}: {d['reason']}" for d in about[name]["deviations"]]
+        table.add_row(Text(name, "bold"), sign, Text("\n".join(lines)))
+    show(table)
+
+
+def _backend(name: str, usable: bool) -> dict[str, Any]:
+    """What a backend replaces and where it is known to differ."""
+    if not usable:
+        return {"pairs": {}, "deviations": []}
+    from xpformer.backend import get_backend
+
+    backend = get_backend(name)
+    return {
+        "pairs": {op: list(pairs) for op, pairs in backend.replaced().items()},
+        "deviations": [{"operation": d.operation, "reason": d.reason} for d in backend.deviations],
+    }
+
+
+@click.command(cls=Command)
+@click.argument("name", default="all", metavar="[OP|LAYER|all]")
+@click.option("--explain", is_flag=True, help="Print the derivation of the operation instead of checking it.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of arguments and directions.")
+@json_option
+@click.pass_context
+def gradcheck(context: click.Context, name: str, explain: bool, seed: int, as_json: bool) -> None:
+    """Check the hand-written gradients, or explain them.
+
+    Every pair that the NumPy backend has is checked on every case in float64: finite differences along random
+    directions, all arguments together and each alone, and the rules that need no tolerance (linear in dy, the same
+    bits twice, ...). The exit status is 1 if one is wrong.
+
+    Examples:
+      xpformer gradcheck                  operations, layers and models
+      xpformer gradcheck layer_norm       one operation, each argument
+      xpformer gradcheck Block            one layer
+      xpformer gradcheck attention --explain
+    """
+    from dataclasses import asdict
+
+    from xpformer.cli.gradients import check, derivation, row_table, subject_table, subjects
+
+    chosen = subjects(name)
+    if explain:
+        click.echo(derivation(chosen))
+        return
+    rows = check(chosen, seed)
+    wrong = [row for row in rows if not row.ok]
+    if as_json:
+        print_json({"ok": not wrong, "checks": [{**asdict(row), "ok": row.ok} for row in rows]})
+    else:
+        show(row_table(rows) if len(chosen) == 1 else subject_table(rows))
+        for row in wrong[:10]:
+            say(f"wrong: {row}")
+        click.echo(f"{len(rows) - len(wrong):,} of {len(rows):,} checks right")
+    if wrong:
+        context.exit(1)
