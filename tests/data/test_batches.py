@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -39,7 +41,7 @@ def test_parts_are_the_whole(data: ImageData, dtype: str, augmentation: Augmenta
         assert x.dtype == dtype
         assert y.dtype == np.int64
         for cuts in ([0, 5], [0, 1, 5], [0, 2, 3, 5], [0, 1, 2, 3, 4, 5]):
-            parts = [b.train(step, i, j) for i, j in zip(cuts, cuts[1:], strict=False)]
+            parts = [b.train(step, i, j) for i, j in pairwise(cuts)]
             assert np.array_equal(np.concatenate([p[0] for p in parts]), x)
             assert np.array_equal(np.concatenate([p[1] for p in parts]), y)
 
@@ -82,8 +84,7 @@ def test_the_augmentation_of_a_sample_changes_with_the_epoch(data: ImageData) ->
     index = int(b.indices(0)[0])
     versions = []
     for step in range(12):
-        for position in np.flatnonzero(b.indices(step) == index):
-            versions.append(b.train(step, int(position), int(position) + 1)[0])
+        versions += [b.train(step, int(i), int(i) + 1)[0] for i in np.flatnonzero(b.indices(step) == index)]
     assert len(versions) >= 2
     assert not np.array_equal(versions[0], versions[1])
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from xpformer.analysis.cases import CASES, Case, case
+from xpformer.analysis.compare import compare_operation
 from xpformer.analysis.gradient_check import check_operation, failures
 from xpformer.array import namespace
 from xpformer.backend import Backend
@@ -309,3 +310,87 @@ def test_writing_an_argument_fails(portable: Backend, written: str) -> None:
 
     with pytest.raises(ValueError, match="read-only"):
         rule_broken("tanh", writes, "", portable)
+
+
+# ---- against NumPy portable ----
+
+
+def compared(op: str, pair: Pair, backend: Backend) -> str:
+    found = [compare_operation(OPERATIONS[op], pair, c, backend) for c in CASES[op]]
+    return "\n".join(text for rows in found for text in failures(rows))
+
+
+def test_a_short_polynomial_for_erf_is_caught_in_float64(portable: Backend) -> None:
+    """Abramowitz and Stegun 7.1.26, off by 1.5e-7, is for float32 only; the gradient check would let it pass."""
+
+    def forward(x: Any, *, approximate: str = "none") -> Any:
+        y, saved = OPERATIONS["gelu"].forward(x, approximate=approximate)
+        if approximate == "tanh":
+            return y, saved
+        z = np.abs(x) * np.sqrt(0.5).astype(x.dtype)
+        t = 1.0 / (1.0 + 0.3275911 * z)
+        tail = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))))
+        return 0.5 * x * (1.0 + np.copysign(1.0 - tail * np.exp(-z * z), x)), saved
+
+    text = compared("gelu", Pair(forward, OPERATIONS["gelu"].backward, "short"), portable)
+    assert "gelu (short), exact: float64 as NumPy portable of y" in text
+    assert "float32 right of" not in text
+
+
+def test_a_variance_in_one_pass_is_caught_in_float32(portable: Backend) -> None:
+    def forward(x: Any, weight: Any, bias: Any = None, *, eps: float = 1e-5) -> Any:
+        mean = np.mean(x, -1, keepdims=True)
+        variance = np.mean(x * x, -1, keepdims=True) - mean * mean
+        inv_std = 1.0 / np.sqrt(np.maximum(variance, 0.0) + eps)
+        saved = OPERATIONS["layer_norm"].forward(x, weight, bias, eps=eps)[1]
+        normalized = (x - mean) * inv_std
+        y = normalized * weight if bias is None else normalized * weight + bias
+        return y, saved._replace(normalized=normalized, inv_std=inv_std)
+
+    text = compared("layer_norm", Pair(forward, OPERATIONS["layer_norm"].backward, "one pass"), portable)
+    assert "layer_norm (one pass), far from zero: float32 right of y" in text
+
+
+def test_a_pair_that_keeps_more_is_caught(portable: Backend) -> None:
+    def forward(x: Any) -> Any:
+        y, saved = OPERATIONS["tanh"].forward(x)
+        return y, (saved, x.copy())
+
+    def backward(dy: Any, saved: Any, *, need: Any = None) -> Any:
+        return OPERATIONS["tanh"].backward(dy, saved[0], need=need)
+
+    assert "no more bytes kept" in compared("tanh", Pair(forward, backward), portable)
+
+
+@pytest.mark.parametrize("kind", ["adds to the slot", "leaves it as it was"])
+def test_a_slot_that_is_not_assigned_is_caught(portable: Backend, kind: str) -> None:
+    def backward(dy: Any, saved: Any, *, need: Any = None, into: Any = None) -> Any:
+        gradients = right("linear", dy, saved, need)
+        if into:
+            if kind == "adds to the slot":
+                into["weight"][...] += gradients[1]
+            gradients[1] = into["weight"]
+        return tuple(gradients)
+
+    pair = Pair(OPERATIONS["linear"].forward, backward, into=frozenset({"weight"}))
+    assert "written into its slot" in compared("linear", pair, portable)
+
+
+def test_a_pair_that_takes_memory_for_granted_is_caught(portable: Backend) -> None:
+    def forward(x: Any) -> Any:
+        flat = np.ndarray(x.shape, x.dtype, np.asarray(x).base if x.base is not None else x)  # ignores the strides
+        y, saved = OPERATIONS["tanh"].forward(np.array(flat))
+        return y, saved
+
+    assert "not contiguous" in compared("tanh", Pair(forward, OPERATIONS["tanh"].backward), portable)
+
+
+def test_a_float32_result_from_float64_arithmetic_is_not_refused(portable: Backend) -> None:
+    """More exact than the portable pair is right."""
+
+    def forward(x: Any) -> Any:
+        y = np.tanh(x.astype("float64"))
+        saved = OPERATIONS["tanh"].forward(x)[1]
+        return y.astype(x.dtype), saved
+
+    assert compared("tanh", Pair(forward, OPERATIONS["tanh"].backward), portable) == ""

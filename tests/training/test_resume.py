@@ -213,7 +213,8 @@ def test_kill_in_the_middle(tmp_path: Path, uninterrupted: dict[str, Any]) -> No
     """A process is killed twice while it trains."""
     session = begin(tmp_path)
     code = (
-        "import sys; from pathlib import Path; from tests.training.faults import Faults; from xpformer.training import fs;"
+        "import sys; from pathlib import Path; from tests.training.faults import Faults;"
+        "from xpformer.training import fs;"
         "from xpformer.training.session import resume; from tests.training.runs import Watch; import os, time;"
         "fs._call = Faults(); stop = lambda: (print('now', flush=True), time.sleep(60));"
         "resume(Path(sys.argv[1]))[0].train(Watch('stepped', int(sys.argv[2]), stop))"

@@ -1,14 +1,11 @@
 """Pictures of a run: training curves, confusion, predictions, mistakes.
 
-PNG files of 150 dpi that read well at 1,000 pixels of width, in the colour-blind-safe palette of Okabe and Ito (2008).
-They are drawn through matplotlib's objects, not through pyplot, so nothing global is touched and threads may draw.
 Each function returns its path, and raises :class:`ConfigError` where matplotlib is missing and :class:`RunError` where
 the file cannot be written.
 """
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,15 +13,25 @@ from typing import Any
 
 import numpy as np
 
-from xpformer.analysis.tables import confusions, save
+from xpformer.analysis.drawing import (
+    BLUE,
+    GREY,
+    INK,
+    LIGHT,
+    ORANGE,
+    RED,
+    matplotlib,
+    new_figure,
+    save_figure,
+    show_image,
+    style_axes,
+)
+from xpformer.analysis.tables import confusions
 from xpformer.array import HostArray
 from xpformer.data.images import ImageSet
-from xpformer.errors import ConfigError, DataError
+from xpformer.errors import DataError
 from xpformer.training.metrics import Evaluation
 
-BLUE, ORANGE, RED = "#0072B2", "#E69F00", "#D55E00"
-INK, GREY, LIGHT = "#222222", "#767676", "#DDDDDD"
-DPI = 150
 Record = Mapping[str, Any]
 Place = Callable[[HostArray], HostArray]
 """From a value to its place on the axis."""
@@ -53,7 +60,7 @@ def training_curves(records: Sequence[Record], path: Path, *, title: str = "") -
     if not steps and not checks:
         raise DataError(f"{path}: there is nothing to draw, the log holds no step and no evaluation")
     best = next((r for r in reversed(checks) if r.get("best")), None)
-    figure = _figure(10, 6.4, title)
+    figure = new_figure(10, 6.4, title)
     (loss, accuracy), (rate, norm) = figure.subplots(2, 2, sharex=True)
 
     _curve(loss, steps, "loss")
@@ -62,7 +69,7 @@ def training_curves(records: Sequence[Record], path: Path, *, title: str = "") -
     if positive and max(positive) > 5 * min(positive):
         loss.set_yscale("log")
         _plain_ticks(loss, min(positive), max(positive))
-    _axes(loss, "loss (nats)")
+    style_axes(loss, "loss (nats)")
 
     samples = max((int(np.sum(r["confusion"])) for r in checks if "confusion" in r), default=1000)
     values = [float(r["accuracy"]) for r in (*steps, *checks)]
@@ -70,11 +77,11 @@ def training_curves(records: Sequence[Record], path: Path, *, title: str = "") -
     _curve(accuracy, steps, "accuracy", lambda a: _nines(a, smallest))
     _points(accuracy, checks, "accuracy", lambda a: _nines(a, smallest))
     _accuracy_axis(accuracy, values, smallest)
-    _axes(accuracy, "accuracy (%)")
+    style_axes(accuracy, "accuracy (%)")
 
     _line(rate, steps, "lr")
     rate.set_ylim(bottom=0)
-    _axes(rate, "learning rate")
+    style_axes(rate, "learning rate")
     rate.yaxis.set_major_formatter(lambda v, _: f"{v:.4g}".replace("e-0", "e-"))
 
     _curve(norm, steps, "norm")
@@ -82,7 +89,7 @@ def training_curves(records: Sequence[Record], path: Path, *, title: str = "") -
     if finite:
         norm.set_yscale("log")
         _plain_ticks(norm, min(finite), max(finite))
-    _axes(norm, "gradient norm, before clipping")
+    style_axes(norm, "gradient norm, before clipping")
 
     for axes in (rate, norm):
         axes.set_xlabel("step", fontsize=10, color=INK)
@@ -94,7 +101,7 @@ def training_curves(records: Sequence[Record], path: Path, *, title: str = "") -
         _mark_best(best, last, smallest, loss, accuracy, rate, norm)
     if steps and checks:
         figure.legend(*_legend(), frameon=False, fontsize=10, loc="outside upper right", ncols=2, handlelength=1.6)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _curve(axes: Any, records: Sequence[Record], key: str, place: Place = _as_is) -> None:
@@ -211,13 +218,13 @@ def confusion_figure(evaluation: Evaluation, path: Path, *, title: str = "") -> 
 
     Counts stand in the cells up to 25 classes; the most frequent mistakes stand beside the matrix.
     """
-    to_rgb = _matplotlib().colors.to_rgb
+    to_rgb = matplotlib().colors.to_rgb
     matrix, names, n = evaluation.confusion, evaluation.classes, len(evaluation.classes)
     split, share = evaluation.split, evaluation.accuracy
     heading = title or f"{split}: {share:.2%} of {evaluation.count:,} right".replace("%", " %")
     size = min(11.0, max(4.5, 260 / n))
     long = max(map(len, names)) * size * 0.6 > 430 / n
-    figure = _figure(10, 7.7 + 0.6 * long, heading)
+    figure = new_figure(10, 7.7 + 0.6 * long, heading)
     axes, side = figure.subplots(1, 2, width_ratios=(7.2, 2.4))
     colours = np.ones((n, n, 3))
     diagonal = np.eye(n, dtype=bool)
@@ -246,7 +253,7 @@ def confusion_figure(evaluation: Evaluation, path: Path, *, title: str = "") -> 
             axes.text(j, i, f"{int(matrix[i, j]):,}", ha="center", va="center", fontsize=font, color=ink)
     _list_mistakes(side, evaluation)
     figure.draw_without_rendering()  # the layout settles in the second pass, for the square matrix moves in the first
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _list_mistakes(axes: Any, evaluation: Evaluation, count: int = 15) -> None:
@@ -308,14 +315,14 @@ def predictions_grid(
     height, channel_width = images.shape[-2:]
     tall = cell * 0.86 * min(2.0, height / channel_width)
     size = min(10.0, 7.2 * cell)
-    figure = _figure(width, rows * (tall + 0.0185 * size * lines + 0.13) + (0.45 if title else 0.1), title)
+    figure = new_figure(width, rows * (tall + 0.0185 * size * lines + 0.13) + (0.45 if title else 0.1), title)
     grid = np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel()
     room = max(5, int(cell * 72 / (size * 0.62)))
     for axes in grid[count:]:
         axes.set_axis_off()
     for i, axes in enumerate(grid[:count]):
         wrong, share = bool(wrongs[i]), f" ({_share(float(probabilities[i, choices[i]]))})"
-        _show(axes, images[i], RED if wrong else LIGHT, 2.2 if wrong else 0.8)
+        show_image(axes, images[i], RED if wrong else LIGHT, 2.2 if wrong else 0.8)
         text = _short(classes[int(choices[i])], room - len(share)) + share
         weight = "bold" if wrong else "normal"
         axes.set_title(text, fontsize=size, color=RED if wrong else INK, pad=3.5, fontweight=weight)
@@ -326,7 +333,7 @@ def predictions_grid(
             under.append(_short(captions[i], room))
         if under:
             axes.set_xlabel("\n".join(under), fontsize=size, color=INK, labelpad=3)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def misclassified_grid(images: ImageSet, evaluation: Evaluation, path: Path, *, count: int = 40) -> Path:
@@ -344,9 +351,9 @@ def misclassified_grid(images: ImageSet, evaluation: Evaluation, path: Path, *, 
     truth = evaluation.probabilities[wrong, images.labels[wrong]]
     worst = wrong[np.argsort(truth, kind="stable")][:count]
     if len(worst) == 0:
-        figure = _figure(6, 1.2, "")
+        figure = new_figure(6, 1.2, "")
         figure.text(0.5, 0.5, f"{evaluation.split}: all {len(images):,} right", ha="center", va="center", fontsize=14)
-        return _save(figure, path)
+        return save_figure(figure, path)
     kinds = f", the {len(worst)} with the largest loss" if len(worst) < len(wrong) else ""
     title = f"{evaluation.split}: {len(wrong):,} of {len(images):,} wrong{kinds}"
     return predictions_grid(
@@ -360,21 +367,6 @@ def misclassified_grid(images: ImageSet, evaluation: Evaluation, path: Path, *, 
     )
 
 
-def _show(axes: Any, image: HostArray, edge: str, width: float) -> None:
-    """One image (C, H, W) without ticks, in a frame."""
-    pixels = np.moveaxis(image, 0, -1)
-    grey = pixels.shape[-1] == 1
-    top = 255 if pixels.dtype == np.uint8 else 1.0
-    if grey:
-        axes.imshow(pixels[..., 0], cmap="gray_r", vmin=0, vmax=top, interpolation="nearest")
-    else:
-        axes.imshow(pixels, interpolation="nearest")
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for spine in axes.spines.values():
-        spine.set(edgecolor=edge, linewidth=width)
-
-
 def _columns(count: int) -> int:
     """Up to ten images a row, fewer and larger ones where there are few."""
     return count if count <= 6 else 6 if count <= 18 else 8 if count <= 32 else 10
@@ -385,46 +377,6 @@ def _share(p: float) -> str:
     if p >= 0.9995:
         return "100 %" if p == 1.0 else ">99.9 %"
     return f"{100 * p:.1f} %" if p >= 0.9 else f"{100 * p:.0f} %"
-
-
-# ---- the look -------------------------------------------------------------------------------------------------------
-
-
-def _matplotlib() -> Any:
-    try:
-        import matplotlib as mpl
-        import matplotlib.colors
-        import matplotlib.figure
-    except ImportError as error:
-        raise ConfigError('pictures need matplotlib, which is missing: pip install "xpformer[recipes]"') from error
-    return mpl
-
-
-def _figure(width: float, height: float, title: str) -> Any:
-    """An empty figure of that many inches."""
-    figure = _matplotlib().figure.Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
-    if title:
-        figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold", color=INK)
-    return figure
-
-
-def _axes(axes: Any, title: str) -> None:
-    """What is on the axis as the panel's title, no box, a quiet grid."""
-    axes.set_title(title, loc="left", fontsize=11, color=INK)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(GREY)
-    axes.tick_params(colors=INK, labelsize=9, length=3, color=GREY)
-    axes.grid(axis="y", color=LIGHT, linewidth=0.7)
-    axes.set_axisbelow(True)
-
-
-def _save(figure: Any, path: Path) -> Path:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    data = io.BytesIO()
-    FigureCanvasAgg(figure)
-    figure.savefig(data, format="png", dpi=DPI, metadata={"Software": None})
-    return save(path, data.getvalue())
 
 
 def _short(text: str, room: int) -> str:

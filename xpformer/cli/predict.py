@@ -69,6 +69,7 @@ class Picture:
     show_default=True,
     help="Exchange black and white of image files; auto: if a gray background is bright, as paper is.",
 )
+@click.option("--attention", is_flag=True, help="Also draw what each head of each block reads of the first image.")
 @step_option
 @json_option
 @data_option
@@ -81,6 +82,7 @@ def predict(
     split: str,
     to: Path | None,
     invert: str,
+    attention: bool,
     step: int | None,
     as_json: bool,
     data: Path | None,
@@ -121,6 +123,8 @@ def predict(
         _show_table(pictures, probabilities, names)
     if to is not None or not as_json:
         _draw(trained, pictures, probabilities, to)
+    if attention:
+        _draw_attention(trained, pictures[0], to or trained.run.figures)
 
 
 def _from_files(trained: Trained, paths: Sequence[Path], invert: Literal["auto"] | bool) -> list[Picture]:
@@ -211,6 +215,17 @@ def _draw(trained: Trained, pictures: Sequence[Picture], probabilities: np.ndarr
                 captions=[p.name for p in pictures],
             )
             say(f"picture: {folder / 'predictions.png'}")
+
+
+def _draw_attention(trained: Trained, picture: Picture, folder: Path) -> None:
+    from xpformer.analysis.attention import attention_figure, attention_maps
+    from xpformer.models.vit import ViT
+    from xpformer.training.predict import model_input
+
+    model, path = trained.model, folder / "attention.png"
+    assert isinstance(model, ViT)
+    maps = attention_maps(model, model_input(trained, picture.pixels[None]))
+    say(f"picture: {attention_figure(picture.pixels, maps, model.grid, path, title=picture.name)}")
 
 
 def _write_jpeg(folder: Path, picture: Picture, prediction: str, names: Sequence[str]) -> None:

@@ -156,6 +156,9 @@ class ViT(Layer):
     Args:
         config: the shape.
         seed: of the initial weights, which are drawn when the model is placed on a backend with ``.to()``.
+
+    Attributes:
+        grid: rows and columns of patches.
     """
 
     def __init__(self, config: ViTConfig, *, seed: int = 0) -> None:
@@ -164,7 +167,7 @@ class ViT(Layer):
         output: Initializer = init.zeros if config.init == "vit" else init.lecun_uniform
         dim, token = config.dim, config.pool == "token"
         self.embedding = patch_embedding(config, matrix)
-        grid = self.embedding.grid(config.image_size, config.image_size)
+        self.grid = grid = self.embedding.grid(config.image_size, config.image_size)
         self.patch_norm = LayerNorm(dim, eps=config.norm_eps) if config.patch_norm else None
         self.token = ClassToken(dim) if token else None
         self.positions = Positions(config.positions, grid, dim, token=token)

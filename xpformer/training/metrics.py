@@ -71,6 +71,15 @@ class Evaluation:
         }
 
 
+def host_probabilities(logits: HostArray) -> HostArray:
+    """``softmax`` of logits (N, K) on the host, in float64; rows that are not finite give ``nan``."""
+    wide = logits.astype(np.float64)
+    with np.errstate(all="ignore"):
+        exponentials = np.exp(wide - wide.max(axis=1, keepdims=True))
+        shares: HostArray = exponentials / exponentials.sum(axis=1, keepdims=True)
+    return shares
+
+
 def confusion_matrix(targets: HostArray, predictions: HostArray, classes: int) -> HostArray:
     """(classes, classes) counts; row = true class, column = predicted class."""
     pairs = np.bincount(targets * classes + predictions, minlength=classes * classes)

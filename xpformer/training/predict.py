@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from xpformer.array import HostArray
 from xpformer.data.images import normalize
+from xpformer.training.metrics import host_probabilities
 
 if TYPE_CHECKING:
     from xpformer.training.session import Trained
@@ -25,13 +26,13 @@ def predict_images(trained: Trained, images: HostArray) -> HostArray:
     Returns:
         (N, classes) float64.
     """
+    model = trained.model
+    batches = [images[start : start + _BATCH] for start in range(0, len(images), _BATCH)]
+    logits = [model.backend.to_numpy(model(model_input(trained, batch))) for batch in batches]
+    return host_probabilities(np.concatenate(logits))
+
+
+def model_input(trained: Trained, images: HostArray) -> Any:
+    """Images (N, C, H, W) ``uint8`` as the model takes them, on its backend."""
     model, how = trained.model, trained.preprocessor
-    mean, std = tuple(how["mean"]), tuple(how["std"])
-    scores = []
-    for start in range(0, len(images), _BATCH):
-        x = normalize(images[start : start + _BATCH], mean, std, model.dtype)
-        scores.append(model.backend.to_numpy(model(model.backend.asarray(x, model.dtype))))
-    logits = np.concatenate(scores).astype(np.float64)
-    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-    probabilities: HostArray = exponentials / exponentials.sum(axis=1, keepdims=True)
-    return probabilities
+    return model.backend.asarray(normalize(images, tuple(how["mean"]), tuple(how["std"]), model.dtype), model.dtype)

@@ -23,7 +23,7 @@ from xpformer.parameters import check_names
 from xpformer.rng import Rng
 from xpformer.training import checkpoint
 from xpformer.training.config import TrainConfig
-from xpformer.training.metrics import Evaluation, confusion_matrix
+from xpformer.training.metrics import Evaluation, confusion_matrix, host_probabilities
 from xpformer.training.nonfinite import FirstNonFinite
 from xpformer.training.objective import Classification, Tally
 from xpformer.training.parallel import Workers, thread_count
@@ -360,9 +360,7 @@ def evaluate(
         for batch_loss, batch_logits in workers.run([partial(part, span) for span in group]):
             loss += float(batch_loss)
             logits.append(backend.to_numpy(batch_logits))
-    scores = np.concatenate(logits).astype(np.float64)
-    with np.errstate(all="ignore"):
-        exponentials = np.exp(scores - scores.max(axis=1, keepdims=True))
+    scores = np.concatenate(logits)
     predictions = scores.argmax(axis=1)
     return Evaluation(
         split=split,
@@ -370,5 +368,5 @@ def evaluate(
         confusion=confusion_matrix(data.labels, predictions, len(data.classes)),
         classes=data.classes,
         predictions=predictions,
-        probabilities=exponentials / exponentials.sum(axis=1, keepdims=True),
+        probabilities=host_probabilities(scores),
     )
