@@ -142,9 +142,7 @@ def _seen(images: Floats, axes: tuple[Axis, Axis]) -> Floats:
     """U: images (n, H, W, C) -> (n H' W', p q C), what the kernel sees at each place."""
     rows, columns = axes
     padded = _padded(images, (rows.before, rows.after), (columns.before, columns.after))
-    return _windows(
-        padded, (rows.kernel, columns.kernel), (rows.stride, columns.stride), (rows.places, columns.places)
-    )
+    return _windows(padded, (rows.kernel, columns.kernel), (rows.stride, columns.stride), (rows.places, columns.places))
 
 
 def _padded(images: Floats, rows: tuple[int, int], columns: tuple[int, int]) -> Floats:
@@ -190,9 +188,7 @@ def _channels_first(y: Floats, x: Any) -> Floats:
     return images
 
 
-def _axes(
-    x: Any, weight: Any, stride: int | tuple[int, int], padding: int | tuple[int, int]
-) -> tuple[Axis, Axis]:
+def _axes(x: Any, weight: Any, stride: int | tuple[int, int], padding: int | tuple[int, int]) -> tuple[Axis, Axis]:
     kernel, strides, sides, lengths = weight.shape[2:], _pair(stride), _pair(padding), x.shape[-2:]
     rows, columns = (Axis(k, s, b, b, n) for k, s, b, n in zip(kernel, strides, sides, lengths, strict=True))
     return rows, columns

@@ -8,8 +8,8 @@ P is the minimax polynomial of degree 6 for the error of Phi, which is at most 2
 spacing of float32 numbers below 1.  (P is positive, so that tanh saturates as it should.)  In both forms the slope
 follows from numbers that are there already.
 
-Measured against the portable pair on 50 x 49 x 192 float32 numbers, one thread: the exact form 6 times as fast (a quarter
-of a step of preset ``seed``), the form with tanh 1.6 times.
+Measured against the portable pair on 50 x 49 x 192 float32 numbers, one thread: the exact form 6 times as fast (a
+quarter of a step of preset ``seed``), the form with tanh 1.6 times.
 """
 
 from __future__ import annotations

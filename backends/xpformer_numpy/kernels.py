@@ -104,6 +104,4 @@ def sum_of_squares(x: Floats) -> Any:
     return np.asarray([np.dot(x[block], x[block]) for block in blocks(x.size)], x.dtype).sum()
 
 
-KERNELS: dict[str, Callable[..., Any]] = {
-    f.__name__: f for f in (adam_step, ema_step, sgd_step, sum_of_squares)
-}
+KERNELS: dict[str, Callable[..., Any]] = {f.__name__: f for f in (adam_step, ema_step, sgd_step, sum_of_squares)}

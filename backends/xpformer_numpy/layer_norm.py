@@ -47,9 +47,7 @@ def forward(x: Any, weight: Any, bias: Any = None, *, eps: float = 1e-5) -> tupl
     return y.reshape(x.shape), saved
 
 
-def backward(
-    dy: Any, saved: LayerNormSaved, *, need: Need = None
-) -> tuple[Array | None, Array | None, Array | None]:
+def backward(dy: Any, saved: LayerNormSaved, *, need: Need = None) -> tuple[Array | None, Array | None, Array | None]:
     """``dx = r (dy g - mean(dy g) - n mean(dy g n))``; the means are the products ``dy (g/D)`` and ``(dy n) (g/D)``."""
     dy_rows, normalized, inv_std = rows_of(dy), rows_of(saved.normalized), rows_of(saved.inv_std)
     weight = np.asarray(saved.weight)
