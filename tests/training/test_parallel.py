@@ -137,9 +137,10 @@ def test_the_same_threads_give_the_same_bits(dtype: str) -> None:
         assert np.array_equal(second[1][name], value), name
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_other_optimizers_update_in_parts(optimizer: str) -> None:
-    one, many = (train(n, optimizer=optimizer, ema=0.0) for n in (1, 3))
+@pytest.mark.parametrize("backend", ["numpy", "numpy:portable"])
+@pytest.mark.parametrize(("optimizer", "ema"), [("sgd", 0.0), ("adam", 0.0), ("adamw", 0.9)])
+def test_optimizers_and_averages_update_in_parts(backend: str, optimizer: str, ema: float) -> None:
+    one, many = (train(n, backend=backend, optimizer=optimizer, ema=ema) for n in (1, 3))
     check_weights(many[1], one[1])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -192,15 +193,17 @@ def test_the_installed_recipes_come_first(tmp_path: Path, monkeypatch: pytest.Mo
     assert list_recipes() == {"my-own": package / "_recipes" / "my_own.py"}
 
 
-def test_a_user_owns_a_recipe(tmp_path: Path) -> None:
+def test_a_user_owns_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     session = begin(tmp_path, "steps=2", "evaluate_every=2")
     assert session.train() == "finished"
     assert session.run.config["recipe"] == "bands"
     assert not list(tmp_path.rglob("__pycache__"))
 
 
-def test_an_edit_counts_at_once(tmp_path: Path) -> None:
+def test_an_edit_counts_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also one of the same length in the same second, which a __pycache__ would miss."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     path = recipe_file(tmp_path)
     assert load_recipe(path).settings().train.lr == 3e-3
     recipe_file(tmp_path, RECIPE.replace("lr=3e-3", "lr=7e-3"))

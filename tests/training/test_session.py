@@ -493,6 +493,22 @@ def test_the_checkpoint_of_another_run_is_refused(tmp_path: Path, changes: dict[
         assert same_arrays(tensors, state[group])
 
 
+def test_an_average_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:
+    """Although weights and moments do."""
+    session = begin(tmp_path, *STEPS)
+    session.train(max_steps=3)
+    saved = checkpoint.newest(session.run.checkpoints)[0]
+    del saved.tensors["model"]["norm.bias"]
+    for group in ("training", "optimizer"):
+        for array in saved.tensors[group].values():
+            array[...] = 7
+    state = session.trainer.tensors()
+    with pytest.raises(CheckpointError, match=r"1 missing \(norm\.bias\)"):
+        session.trainer.restore(saved)
+    for group, tensors in session.trainer.tensors().items():
+        assert same_arrays(tensors, state[group])
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [

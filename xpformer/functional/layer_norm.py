@@ -43,9 +43,7 @@ class LayerNormSaved(NamedTuple):
     has_bias: bool
 
 
-def forward(
-    x: Array, weight: Array, bias: Array | None = None, *, eps: float = 1e-5
-) -> tuple[Array, LayerNormSaved]:
+def forward(x: Array, weight: Array, bias: Array | None = None, *, eps: float = 1e-5) -> tuple[Array, LayerNormSaved]:
     """``y = g (x - mean) / sqrt(var + eps) + b``: x (..., D), weight (D,), bias (D,) -> y (..., D).
 
     Raises:
@@ -65,9 +63,7 @@ def forward(
     return y, LayerNormSaved(normalized, inv_std, weight, bias is not None)
 
 
-def backward(
-    dy: Array, saved: LayerNormSaved, *, need: Need = None
-) -> tuple[Array | None, Array | None, Array | None]:
+def backward(dy: Array, saved: LayerNormSaved, *, need: Need = None) -> tuple[Array | None, Array | None, Array | None]:
     """``dx = r (dn - mean(dn) - n mean(dn n))`` with ``dn = dy g``; ``dg = sum dy n``, ``db = sum dy``."""
     xp = namespace(dy)
     normalized, weight = saved.normalized, saved.weight

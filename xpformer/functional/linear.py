@@ -52,9 +52,7 @@ def forward(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, 
     return xp.reshape(y, (*x.shape[:-1], weight.shape[1])), LinearSaved(x, weight, bias is not None)
 
 
-def backward(
-    dy: Array, saved: LinearSaved, *, need: Need = None
-) -> tuple[Array | None, Array | None, Array | None]:
+def backward(dy: Array, saved: LinearSaved, *, need: Need = None) -> tuple[Array | None, Array | None, Array | None]:
     """``dx = dy Wᵀ``, ``dW = xᵀ dy``, ``db = sum dy``."""
     xp = namespace(dy)
     x, weight = saved.x, saved.weight

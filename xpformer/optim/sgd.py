@@ -55,6 +55,6 @@ class SGD(Optimizer):
             raise ConfigError(f"momentum = {momentum} is outside 0 <= momentum < 1")
         self.momentum, self.nesterov = momentum, nesterov
 
-    def hyperparameters(self, step: int) -> dict[str, Any]:  # noqa: ARG002  (the same at every step)
+    def hyperparameters(self, step: int) -> dict[str, Any]:
         """Momentum and its form."""
         return {"momentum": self.momentum, "nesterov": self.nesterov}

@@ -30,7 +30,7 @@ _APPEND = os.O_RDWR | os.O_CREAT | os.O_APPEND | _BINARY
 _READ = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | _BINARY
 
 
-def _call(name: str, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:  # noqa: ARG001
+def _call(name: str, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
     """Make one change; ``name`` says which.  Tests replace this function."""
     return function(*args, **kwargs)
 
