@@ -134,9 +134,12 @@ class Session:
     def _loop(self, log: Log, reporter: Reporter, stop: StopRequest, limit: int) -> str:
         config, trainer = self.settings.train, self.trainer
         every = config.evaluate_every or trainer.batches.steps_per_epoch
+
+        def to_evaluate(step: int) -> bool:
+            return step % every == 0 or step == trainer.total_steps or step == limit > trainer.total_steps
+
         step = self.progress.step
-        due = step % every == 0 or step == trainer.total_steps
-        if step and due and self.progress.last_evaluation < step:  # a signal cut it short
+        if step and to_evaluate(step) and self.progress.last_evaluation < step:  # a signal cut it short
             self._save(log, reporter, best=self._evaluate(log, reporter, stop))
         while not self.progress.finished and not stop and self.progress.step < limit:
             read = (self.progress.step + 1) % config.log_every == 0
@@ -147,7 +150,7 @@ class Session:
                 log.write("step", **asdict(result))
             reporter.stepped(self, result)
             best = False
-            if step % every == 0 or step == trainer.total_steps:
+            if to_evaluate(step):
                 best = self._evaluate(log, reporter, stop)
             due = step % config.checkpoint_every == 0 if config.checkpoint_every else step % every == 0
             if best or due or self.progress.finished or stop or step >= limit or step == trainer.total_steps:
