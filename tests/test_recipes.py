@@ -19,7 +19,8 @@ from xpformer.training.recipe import (
     settings_from_dict,
     settings_to_dict,
 )
-from xpformer.training.session import Options, evaluate_run, load_trained, start
+from xpformer.training.session import Options, start
+from xpformer.training.trained import evaluate_run, load_trained
 
 RECIPES = {name: load_recipe(path) for name, path in list_recipes().items()}
 PRESETS = [(name, preset) for name, recipe in RECIPES.items() for preset in recipe.presets]

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,10 +16,7 @@ if TYPE_CHECKING:
     from xpformer.training.config import TrainConfig
     from xpformer.training.trainer import Trainer
 
-try:
-    __version__ = version("xpformer")
-except PackageNotFoundError:  # pragma: no cover  (a source tree that was never installed)
-    __version__ = "0+unknown"
+    __version__: str
 
 _HOMES = {
     "Backend": "xpformer.backend",
@@ -56,6 +52,13 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used, so that ``import xpformer`` and ``xpformer --help`` are quick."""
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("xpformer")
+        except PackageNotFoundError:  # pragma: no cover  (a source tree that was never installed)
+            return "0+unknown"
     if name not in _HOMES:
         raise AttributeError(f"module 'xpformer' has no attribute {name!r}")
     from importlib import import_module

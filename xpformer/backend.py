@@ -99,7 +99,7 @@ class Backend:
         return self.xp.asarray(array, dtype=kind, device=self.device, copy=True)
 
     def to_numpy(self, x: Array) -> np.ndarray:
-        """Copy a device array to the host (waits for the device)."""
+        """Copy a device array to the host (waits for the device); what is saved does not change with the next step."""
         return np.array(x)
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Any:
@@ -166,10 +166,19 @@ def get_backend(spec: str) -> Backend:
     """
     name, _, option = spec.partition(":")
     cls = backend_class(name)
-    status = cls.status()
+    status = _status(cls)
     if not status.usable:
         raise BackendError(f"backend {name} cannot be used: {status.detail}; {status.repair}")
     return cls(option)
+
+
+def _status(cls: type[Backend]) -> Status:
+    """The backend's own word; a library that is installed and cannot be imported is not usable."""
+    try:
+        return cls.status()
+    except (ImportError, OSError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        return Status(False, f"its library cannot be imported: {reason}", "install the library again")
 
 
 def statuses(names: Iterable[str] | None = None) -> dict[str, Status]:
@@ -177,7 +186,7 @@ def statuses(names: Iterable[str] | None = None) -> dict[str, Status]:
     found = {}
     for name in names if names is not None else installed_backends():
         try:
-            found[name] = backend_class(name).status()
+            found[name] = _status(backend_class(name))
         except BackendError as error:
             found[name] = Status(False, str(error))
     return found

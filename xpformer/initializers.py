@@ -58,11 +58,6 @@ def he_normal(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndar
     return math.sqrt(2.0 / fan_in) * generator.standard_normal(shape)
 
 
-def uniform_bound(bound: float) -> Initializer:
-    """U(-bound, bound): a bias beside :func:`lecun_uniform`."""
-    return lambda generator, shape: generator.uniform(-bound, bound, shape)
-
-
 def sincos1d(length: int, dim: int) -> np.ndarray:
     """``sin(t / 10000^(2i/D))`` at column 2i, the cosine beside it at 2i + 1 (Vaswani et al. 2017, section 3.5)."""
     column = np.arange(dim)

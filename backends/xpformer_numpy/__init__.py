@@ -10,7 +10,6 @@ from typing import Any
 import array_api_compat.numpy as xp
 import numpy as np
 
-from xpformer.array import Array
 from xpformer.backend import Backend, Status
 from xpformer.errors import BackendError, suggest
 from xpformer_numpy.allocator import keep_freed_memory
@@ -42,10 +41,6 @@ class NumpyBackend(Backend):
     def status(cls) -> Status:
         """NumPy is always there."""
         return Status(True, f"NumPy {np.__version__} on the CPU")
-
-    def to_numpy(self, x: Array) -> np.ndarray:
-        """A copy, so that what is saved does not change with the next step."""
-        return np.array(x)
 
     def asarray(self, host: Any, dtype: str | None = None) -> Any:
         """A contiguous copy."""

@@ -2,7 +2,7 @@
 
 A training step allocates and frees the same few megabytes again and again.  By default glibc returns them to the
 kernel each time, and the next operation pays for new pages: measured on preset ``seed``, batch 50, one thread, 19,000
-page faults and a quarter of the CPU time of a step (180 ms; 140 ms with this).  The process's memory then stays at its
+page faults and a fifth of the CPU time of a step (180 ms; 140 ms with this).  The process's memory then stays at its
 peak instead of falling between steps.
 """
 

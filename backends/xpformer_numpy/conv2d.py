@@ -24,7 +24,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from xpformer.array import Array, size
-from xpformer.functional._op import Need, Pair, needs
+from xpformer.functional._op import Need, Pair, both, needs
 from xpformer.functional.conv2d import Axis, Conv2dSaved
 from xpformer_numpy._common import BLOCK, Floats, are_floats, column_sums, slot
 
@@ -43,7 +43,7 @@ def covers(
         return False
     if x.shape[-3] != weight.shape[1] or not are_floats(x, weight, bias):
         return False
-    valid = min(_pair(stride)) > 0 and min(_pair(padding)) >= 0 and (bias is None or bias.shape == weight.shape[:1])
+    valid = min(both(stride)) > 0 and min(both(padding)) >= 0 and (bias is None or bias.shape == weight.shape[:1])
     return valid and all(axis.length + 2 * axis.before >= axis.kernel for axis in _axes(x, weight, stride, padding))
 
 
@@ -189,13 +189,9 @@ def _channels_first(y: Floats, x: Any) -> Floats:
 
 
 def _axes(x: Any, weight: Any, stride: int | tuple[int, int], padding: int | tuple[int, int]) -> tuple[Axis, Axis]:
-    kernel, strides, sides, lengths = weight.shape[2:], _pair(stride), _pair(padding), x.shape[-2:]
+    kernel, strides, sides, lengths = weight.shape[2:], both(stride), both(padding), x.shape[-2:]
     rows, columns = (Axis(k, s, b, b, n) for k, s, b, n in zip(kernel, strides, sides, lengths, strict=True))
     return rows, columns
-
-
-def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else value
 
 
 PAIR = Pair(forward, backward, "channels last", covers, frozenset({"weight"}))

@@ -90,8 +90,10 @@ def sgd_step(
     return p, u
 
 
-def ema_step(average: Floats, value: Floats, *, rate: float) -> Floats:
+def ema_step(average: Floats, value: Floats, *, rate: float, finite: Any = True) -> Floats:
     """``average += rate (value - average)``, in place."""
+    if not finite:
+        return average
     for block in blocks(average.size):
         difference = value[block] - average[block]
         difference *= rate

@@ -21,6 +21,11 @@ class ReluSaved(NamedTuple):
     mask: Array  # int8, shaped as x: all bits set where x > 0, else none
 
 
+def covers(x: Array) -> bool:
+    """Arrays of floats; a number of its own is none that NumPy would write."""
+    return x.ndim > 0 and are_floats(x)
+
+
 def forward(x: Any) -> tuple[Array, ReluSaved]:
     """``y = max(x, 0)``."""
     positive = (x > 0.0).view(np.int8)
@@ -35,4 +40,4 @@ def backward(dy: Any, saved: ReluSaved, *, need: Need = None) -> tuple[Array | N
     return (np.bitwise_and(dy.view(bits), np.asarray(saved.mask)).view(dy.dtype),)
 
 
-PAIR = Pair(forward, backward, "bits", are_floats)
+PAIR = Pair(forward, backward, "bits", covers)

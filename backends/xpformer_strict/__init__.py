@@ -12,6 +12,7 @@ import numpy as np
 
 from xpformer.array import Array
 from xpformer.backend import Backend, Status
+from xpformer.errors import BackendError
 
 REPAIR = 'pip install "xpformer[strict]"'
 
@@ -25,8 +26,14 @@ class StrictBackend(Backend):
         super().__init__()
         import array_api_strict as xp
 
+        try:
+            device = xp.Device(option or "device1")
+        except ValueError as error:
+            raise BackendError(
+                f"backend strict:{option} cannot be used: {str(error).rstrip('.')}; use strict"
+            ) from error
         self.option = option
-        self.xp, self.device = xp, xp.Device(option or "device1")
+        self.xp, self.device = xp, device
 
     @classmethod
     def status(cls) -> Status:

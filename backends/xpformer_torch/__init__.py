@@ -55,7 +55,13 @@ class TorchBackend(Backend):
         )
 
     def to_numpy(self, x: Array) -> np.ndarray:
-        """Waits for the device and copies."""
+        """Waits for the device and copies.
+
+        Raises:
+            BackendError: on the meta device, which computes shapes only.
+        """
+        if self.device.type == "meta":
+            raise BackendError("backend torch:meta holds no values, only shapes; train and evaluate on torch")
         tensor: Any = x
         return np.array(tensor.detach().cpu().numpy())
 

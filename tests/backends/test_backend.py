@@ -94,6 +94,19 @@ def test_a_torch_device_that_is_not_there() -> None:
         assert str(error.value).endswith("; try torch or torch:cuda:0")
 
 
+def test_the_meta_device_has_no_values() -> None:
+    pytest.importorskip("torch")
+    backend = get_backend("torch:meta")
+    with pytest.raises(BackendError, match="torch:meta holds no values, only shapes"):
+        backend.to_numpy(backend.zeros((2,), "float32"))
+
+
+def test_a_strict_device_that_is_not_there() -> None:
+    pytest.importorskip("array_api_strict")
+    with pytest.raises(BackendError, match=r"backend strict:nonsense cannot be used: [^\n]*; use strict$"):
+        get_backend("strict:nonsense")
+
+
 def test_a_backend_is_made_once() -> None:
     assert get_backend("numpy:portable") is get_backend("numpy:portable")
 
@@ -118,6 +131,22 @@ def test_a_library_that_is_not_installed_comes_with_the_command(monkeypatch: pyt
     with pytest.raises(BackendError) as error:
         get_backend.__wrapped__("missing")
     assert str(error.value) == "backend missing cannot be used: libmissing is not installed; pip install libmissing"
+
+
+@pytest.mark.parametrize("kind", [ImportError, OSError, RuntimeError])
+def test_a_library_that_is_installed_and_broken(monkeypatch: pytest.MonkeyPatch, kind: type[Exception]) -> None:
+    class Broken(Missing):
+        @classmethod
+        def status(cls) -> Status:
+            raise kind("libmissing.so: cannot open shared object file\nmore")
+
+    entry_points(monkeypatch, missing="anything:Broken")
+    monkeypatch.setattr(backends, "backend_class", lambda _name: Broken)
+    said = "its library cannot be imported: libmissing.so: cannot open shared object file"
+    assert backends.statuses() == {"missing": Status(False, said, "install the library again")}
+    with pytest.raises(BackendError) as error:
+        get_backend.__wrapped__("missing")
+    assert str(error.value) == f"backend missing cannot be used: {said}; install the library again"
 
 
 def test_a_backend_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:

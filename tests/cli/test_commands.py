@@ -214,6 +214,9 @@ BAD: list[tuple[Sequence[str], str]] = [
     (["train", "vit-digits", "--backend", "nunpy"], "unknown backend 'nunpy'; did you mean 'numpy'?"),
     (["train", "vit-digits", "--dtype", "float16"], "it is float32 or float64"),
     (["train", "vit-digits", "--threads", "0"], "threads = 0 is less than 1"),
+    (["train", "vit-digits", "--threads", "100000"], "threads = 100000 is more than 1024"),
+    (["train", "vit-digits", "--out", "a" * 300], "cannot be looked into: File name too long; take another --out"),
+    (["train", "a" * 300 + ".py"], "File name too long; take a shorter one"),
     (["train", "vit-digits", "--out", "runs/vit-digits-1"], "is not empty; a run is never written over"),
     (["train", "vit-digits", "--out", "stdout/run"], "stdout/run: cannot make a run here"),
     (["train", "vit-mnist", "--data", "runs"], "has no train-images-idx3-ubyte"),
@@ -222,12 +225,12 @@ BAD: list[tuple[Sequence[str], str]] = [
     (["resume", "runs"], "runs: is not a run"),
     (["resume", "runs/vit-digits-1", "--max-steps", "0"], "--max-steps"),
     (["evaluate", "runs/vit-digits-1", "--split", "tset"], "unknown split 'tset'; it is val, test or train"),
-    (["evaluate", "runs/vit-digits-1", "--step", "4711"], "step_00004711"),
+    (["evaluate", "runs/vit-digits-1", "--step", "4711"], "has no checkpoint of step 4711; kept are those of: "),
     (["evaluate", "runs/vit-digits-1", "--split", "val", "--csv", "stdout/x.csv"], "cannot be written"),
     (["predict", "runs/vit-digits-1"], "name image files"),
     (["predict", "runs/vit-digits-1", "nothing.png"], "nothing.png"),
     (["predict", "runs/vit-digits-1", "stdout"], "is not a picture"),
-    (["predict", "runs/vit-digits-1", "--index", "360"], "image 360: the test split has images 0 to 359"),
+    (["predict", "runs/vit-digits-1", "--index", "180"], "image 180: the validation split has images 0 to 179"),
     (["recipes", "copy", "vit-minst", "x.py"], "did you mean 'vit-mnist'?"),
     (["summary", "runs/vit-digits-1", "--set", "depth=2"], "is a run and has its settings"),
     (["gradcheck", "lineer"], "unknown operation or layer 'lineer'; did you mean 'linear'?"),
@@ -239,6 +242,23 @@ def test_bad_input_is_one_line(home: Path, call: Call, arguments: Sequence[str],
     before = sorted((home / "runs").rglob("*"))
     assert expected in call(*arguments)
     assert sorted((home / "runs").rglob("*")) == before
+
+
+def test_commands_to_type_next_are_quoted(home: Path) -> None:
+    assert "train 'my own.py'" in xpformer("recipes", "copy", "vit-digits", "my own.py", cwd=home).stdout
+    done = xpformer(*SIX_STEPS, "--out", "a run", "--max-steps", "2", cwd=home)
+    assert "go on with:  xpformer resume 'a run'" in done.stdout
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_an_output_that_takes_nothing(home: Path) -> None:
+    command = [sys.executable, "-m", "xpformer", "recipes"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "xpformer: error: the output: cannot be written: No space left on device; free some space\n"
+    closed = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *command], capture_output=True, timeout=60, check=False)
+    assert (closed.returncode, closed.stderr) == (0, b"")
 
 
 def _idx(shape: Sequence[int], value: int = 0) -> bytes:

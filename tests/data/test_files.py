@@ -82,6 +82,14 @@ def test_palette_bilevel_and_sixteen_bits(tmp_path: Path) -> None:
         np.testing.assert_allclose(load_image(tmp_path / name, GRAY), digit()[None], atol=1)
 
 
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_thirty_two_bits_have_no_known_white(tmp_path: Path, kind: type) -> None:
+    path = tmp_path / "deep.tiff"
+    Image.fromarray(digit().astype(kind)).save(path)
+    with pytest.raises(DataError, match=r"deep\.tiff: gray of 32 bits has no known white; save it with 8 or 16 bits"):
+        load_image(path, GRAY)
+
+
 def test_exif_orientation_is_followed(tmp_path: Path) -> None:
     pixels = digit()
     pixels[:4, :4] = 99

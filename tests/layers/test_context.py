@@ -135,6 +135,16 @@ def test_a_tied_parameter_stands_once() -> None:
     assert Tied().named_parameters().keys() == {"first.weight", "first.bias", "second.bias"}
 
 
+def test_a_shared_layer_has_the_path_of_its_parameters(portable: Backend) -> None:
+    class Shared(Layer):
+        def __init__(self) -> None:
+            self.first = self.second = Linear(3, 3)
+
+    model = Shared().to(portable)
+    assert model.second.path == "first"
+    assert [p.name for p in model.named_parameters().values()] == ["first.weight", "first.bias"]
+
+
 def test_gradients_of_several_passes_add_up(backend: Backend, rng: np.random.Generator) -> None:
     model = Twice().to(backend, "float64")
     x = rng.standard_normal((4, 3, 4))

@@ -391,3 +391,9 @@ def test_images_of_another_shape(portable: Backend) -> None:
     model = build(portable)
     with pytest.raises(ShapeError, match=r"ViT: images have shape \(5, 1, 6, 6\), expected \(B, 2, 6, 6\)"):
         model(np.zeros((5, 1, 6, 6)))
+
+
+def test_images_of_another_dtype_are_refused():
+    model = ViT(ViTConfig.preset("tiny")).to("numpy")
+    with pytest.raises(ShapeError, match="images are float64, the weights float32"):
+        model(np.zeros((1, 1, 6, 6)))

@@ -257,6 +257,16 @@ def test_the_average_follows_its_formula(backend: Backend) -> None:
     assert all(same_bits(n, a, ema.to_host()[n]).ok for n, a in again.to_host().items())
 
 
+@pytest.mark.parametrize("flag", ["number", "array"])
+def test_the_average_stays_where_a_step_is_not_finite(backend: Backend, flag: str) -> None:
+    model = model_of(backend)
+    ema = optim.EMA(model.store, 0.5)
+    before = model.state()
+    model.load_state({n: a + 1.0 for n, a in before.items()})
+    ema.update(1, finite=False if flag == "number" else backend.asarray(np.asarray(False)), parts=2)
+    assert all(same_bits(n, a, before[n]).ok for n, a in ema.to_host().items())
+
+
 def test_the_average_does_not_move_with_the_weights(backend: Backend) -> None:
     model = model_of(backend)
     ema = optim.EMA(model.store, 0.5)

@@ -16,6 +16,7 @@ from xpformer.training import TrainConfig
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"optimizer": "adamv"}, "optimizer = 'adamv' is unknown; did you mean 'adam"),
     ({"optimizer": "lion"}, "optimizer = 'lion' is unknown; known: adam, adamw, sgd"),
+    ({"schedule": "step"}, r"schedule = 'step' needs milestones"),
     ({"schedule": "cosin"}, "schedule = 'cosin' is unknown; did you mean 'cosine'"),
     *[({name: 0}, f"{name} = 0 is less than 1") for name in ("batch_size", "accumulate", "keep", "log_every")],
     *[

@@ -12,8 +12,12 @@ import pytest
 from tests.conftest import backend_or_skip
 from tests.training.runs import Watch, begin, differences, outcome, records
 from tests.training.test_parallel import all_weights, trainer
+from xpformer.backend import Backend
 from xpformer.errors import NonFiniteError
+from xpformer.functional import attention
+from xpformer.layers import Context
 from xpformer.training import checkpoint
+from xpformer.training.nonfinite import FirstNonFinite
 from xpformer.training.session import resume
 from xpformer.training.trainer import Trainer
 
@@ -211,3 +215,14 @@ def test_a_validation_loss_that_is_not_finite(tmp_path: Path) -> None:
     assert [r["step"] for r in records(session.run, "nonfinite")] == [4]
     assert checkpoint.newest(session.run.checkpoints)[0].step == 2
     assert checkpoint.best(session.run.checkpoints).step == 2
+
+
+def test_a_mask_may_hold_minus_infinity(portable: Backend) -> None:
+    hunt = FirstNonFinite(portable.to_numpy)
+    ctx = Context(portable, observer=hunt)
+    query, key, value = (portable.asarray(np.full(shape, 0.5)) for shape in ((2, 3, 1, 4), (2, 5, 1, 4), (2, 5, 1, 4)))
+    mask = np.where(np.arange(5) < 3, 0.0, -math.inf)
+    ctx.forward(attention, query, key, value, portable.asarray(mask))
+    assert hunt.found is None
+    ctx.forward(attention, query, key, value * math.nan, portable.asarray(mask))
+    assert str(hunt.found).startswith("value of attention in the loss (forward), 40 of 40 values")

@@ -299,6 +299,8 @@ def test_thread_count(numpy: Backend) -> None:
     for threads in (0, -1):
         with pytest.raises(ConfigError, match=rf"threads = {threads} is less than 1"):
             thread_count(numpy, threads)
+    with pytest.raises(ConfigError, match="threads = 100000 is more than 1024"):
+        thread_count(numpy, 100_000)
     pytest.importorskip("array_api_strict")
     strict = get_backend("strict")
     assert thread_count(strict, None) == thread_count(strict, 1) == 1

@@ -224,6 +224,7 @@ def test_a_recipe_with_classes_of_its_own(tmp_path: Path) -> None:
     [
         ("def recipe(:\n", r"cannot be run: SyntaxError: "),
         ("import nothing_like_this\n", "cannot be run: ModuleNotFoundError: No module named 'nothing_like_this'"),
+        ("raise SystemExit(3)\n", "cannot be run: SystemExit: 3"),
         ("1 / 0\n", "cannot be run: ZeroDivisionError: division by zero"),
         ("x = 1\n", r"expected a function recipe\(\) that returns an xpformer\.training\.Recipe"),
         ("recipe = 3\n", "expected a function recipe"),

@@ -128,6 +128,9 @@ def test_what_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="cannot be read: File name too long"):
         Run.open(tmp_path / ("x" * 300))
     (run.path / "run.json").unlink()
+    with pytest.raises(RunError, match=r"has lost its run\.json, without which a run cannot go on; put it back"):
+        Run.open(run.path)
+    step.rmdir()
     with pytest.raises(RunError, match="interrupted while it was made"):
         Run.open(run.path)
 
@@ -222,7 +225,7 @@ def test_lock_whose_owner_is_unknown(tmp_path: Path) -> None:
     run = create(tmp_path / "run")
     with run.lock():
         (run.path / ".lock").write_bytes(b"a\nb\x1b")
-        with pytest.raises(RunError, match=r"in use by a\?b\?$"), run.lock():
+        with pytest.raises(RunError, match=r"in use by a\?b\?; wait until it ends, or stop it$"), run.lock():
             pass
         (run.path / ".lock").write_bytes(b"x" * 5000)
         with pytest.raises(RunError, match="in use by another process"), run.lock():

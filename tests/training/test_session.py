@@ -21,7 +21,8 @@ from xpformer.training import session as session_module
 from xpformer.training.log import Log
 from xpformer.training.recipe import settings_to_dict
 from xpformer.training.run import Run
-from xpformer.training.session import Options, Session, evaluate_run, load_trained, resume, start
+from xpformer.training.session import Options, Session, resume, start
+from xpformer.training.trained import evaluate_run, load_trained
 from xpformer.training.trainer import evaluate
 
 STEPS = ("steps=6", "evaluate_every=3", "checkpoint_every=0")
@@ -308,42 +309,6 @@ def test_training_never_touches_the_test_split(tmp_path: Path, monkeypatch: pyte
     assert asked == ["validation"] * 4
     assert outcomes[0][0] != outcomes[1][0]
     assert not differences(outcomes[0][1], outcomes[1][1])
-
-
-def test_each_use_of_the_test_split_is_logged_and_survives_a_resume(tmp_path: Path) -> None:
-    session = begin(tmp_path, *STEPS)
-    session.train(max_steps=4)
-    trained = load_trained(session.run.path)
-    results = [evaluate_run(trained, "test", trained.data(), threads=n) for n in (1, 2)]
-    evaluate_run(trained, "val", trained.data())
-    assert evaluate_run(trained, "train", trained.data()).count == 96
-    assert results[0].loss == results[1].loss
-    assert results[0].count == 24
-    session, _ = resume(session.run.path)
-    session.train()
-    used = records(session.run, "test")
-    assert len(used) == 2
-    expected = results[0].summary()
-    assert (used[0]["step"], used[0]["split"]) == (3, "test")
-    assert all(used[0][key] == expected[key] for key in ("loss", "accuracy", "count", "confusion"))
-    for name in ("tset", "TEST", ""):
-        with pytest.raises(ConfigError, match=f"unknown split '{name}'; it is val, test or train"):
-            evaluate_run(trained, name, trained.data())
-
-
-def test_a_trained_model_of_one_step(tmp_path: Path) -> None:
-    session = begin(tmp_path, *STEPS)
-    session.train()
-    trained = load_trained(session.run.path, step=3)
-    assert trained.saved.step == 3
-    assert trained.class_names == ("top", "middle", "bottom")
-    assert trained.preprocessor["image_shape"] == [1, 6, 6]
-    with pytest.raises(CheckpointError, match="step_00000004"):
-        load_trained(session.run.path, step=4)
-    with pytest.raises(RunError, match="does not exist"):
-        load_trained(tmp_path / "nothing")
-    stopped = begin_and_stop(tmp_path)
-    assert load_trained(stopped.run.path).saved.step == 0  # nothing is the best yet
 
 
 # ---- resume ---------------------------------------------------------------------------------------------------------

@@ -80,7 +80,7 @@ def attention_figure(
     columns = 1 + max(len(heads) for heads in rows.values())
     figure = new_figure(min(10.0, 1.7 * columns), 1.75 * len(rows) + 0.5, title)
     axes = figure.subplots(len(rows), columns, squeeze=False)
-    for line, (name, heads) in zip(axes, rows.items(), strict=True):
+    for row, (line, (name, heads)) in enumerate(zip(axes, rows.items(), strict=True)):
         show_image(line[0], image, LIGHT, 0.8)
         line[0].set_ylabel(name.removesuffix(".attention"), fontsize=9, color=INK)
         for head, spot in enumerate(line[1:]):
@@ -91,6 +91,6 @@ def attention_figure(
             extent = (-0.5, image.shape[2] - 0.5, image.shape[1] - 0.5, -0.5)
             strength = heads[head] / max(float(heads[head].max()), np.finfo(float).tiny)
             spot.imshow(strength, cmap="viridis", alpha=0.62, extent=extent, vmin=0, vmax=1, interpolation="bicubic")
-            if line is axes[0]:
+            if row == 0:
                 spot.set_title(f"head {head + 1}", fontsize=9, color=INK, pad=3.5)
     return save_figure(figure, path)

@@ -319,6 +319,7 @@ CASES: dict[str, tuple[Case, ...]] = {
     "relu": (
         case("plain", away_from_zero(4, 5)),
         shape_case("zero", np.zeros((2, 3))),
+        shape_case("a number", away_from_zero()),
         shape_case("many", away_from_zero(33, 1001)),
         shape_case("empty", (0, 5)),
     ),
@@ -403,7 +404,11 @@ _SGD = {"lr": 0.01, "weight_decay": 0.1, "momentum": 0.9, "nesterov": False}
 
 KERNEL_CASES: dict[str, tuple[Case, ...]] = {
     "adam_step": (*_update("decoupled", 2, _ADAM), *_update("coupled", 2, {**_ADAM, "decoupled": False})),
-    "ema_step": (case("plain", (37,), (37,), rate=0.01), case("long", (70_001,), (70_001,), rate=0.3)),
+    "ema_step": (
+        case("plain", (37,), (37,), rate=0.01),
+        case("not finite", (37,), (37,), rate=0.01, finite=False),
+        case("long", (70_001,), (70_001,), rate=0.3),
+    ),
     "erf": (case("plain", wide(4, 5)), case("far out", np.linspace(-45.0, 45.0, 181)), case("empty", (0, 3))),
     "random_bits": (
         case("plain", lambda _: (5, 3), lambda _: _KEY),

@@ -195,7 +195,8 @@ def _mark_best(best: Record, last: int, smallest: float, loss: Any, accuracy: An
         (accuracy, float(_nines(right, smallest)), f"best: {100 * right:.2f} %\nat step {step:,}", False),
     ):
         if math.isfinite(value):
-            axes.plot([step], [value], marker="o", markersize=8, color="none", markeredgecolor=INK, markeredgewidth=1.3)
+            ring = {"markersize": 8, "markeredgecolor": INK, "markeredgewidth": 1.3}
+            axes.plot([step], [value], marker="o", color="none", clip_on=False, **ring)
         axes.annotate(
             text,
             (step, 0.97 if high else 0.04),
@@ -330,7 +331,7 @@ def predictions_grid(
         if wrong and labels is not None:
             under.append(f"true {_short(classes[int(labels[i])], room - 5)}")
         if captions is not None:
-            under.append(_short(captions[i], room))
+            under.append(_short(" ".join(captions[i].split()), room))
         if under:
             axes.set_xlabel("\n".join(under), fontsize=size, color=INK, labelpad=3)
     return save_figure(figure, path)

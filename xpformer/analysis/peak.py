@@ -29,7 +29,7 @@ def measured_peak(threads: int, dtype: str = "float32") -> float:
         threads: as many as train.
         dtype: ``"float32"`` or ``"float64"``.
     """
-    with Workers(get_backend("numpy"), threads) as workers, workers.step():
+    with Workers(get_backend("numpy:portable"), threads) as workers, workers.step():
         tasks = [_products(i, dtype) for i in range(threads)]
         began = time.perf_counter()
         workers.run([partial(task, 1) for task in tasks])  # starts the threads, and warms caches and clock

@@ -6,6 +6,7 @@ needs when it runs, so that ``xpformer --help`` is quick.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -53,6 +54,8 @@ def run_recipe(file: str | Path) -> NoReturn:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line, and exit."""
+    nowhere = Path(os.devnull)  # a stream that was closed before we began is None
+    sys.stdout, sys.stderr = sys.stdout or nowhere.open("w"), sys.stderr or nowhere.open("w")
     arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if "_XPFORMER_COMPLETE" in os.environ:
         cli.main(arguments, prog_name="xpformer")
@@ -92,6 +95,10 @@ def _report(error: Exception, *, debug: bool) -> int:
             say(f"xpformer: {error}")
             return error.exit_code
         return fail(str(error), error.exit_code)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return fail(f"{error.filename or 'the output'}: cannot be written: {error.strerror}; free some space", 2)
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return fail(f"{error.filename}: {error.strerror}; take a shorter one", 2)
     if isinstance(error, MemoryError):
         return fail(f"out of memory: {error or 'an array does not fit'}; take a smaller train.batch_size or model", 2)
     place = "" if debug else f"; the traceback is in {_crash_log(error)}"

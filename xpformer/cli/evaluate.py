@@ -46,8 +46,8 @@ def evaluate(
     Precision, recall and F1 per class, confusion matrix and pictures, with the weights that were best on the
     validation split.
 
-    This command alone touches the test images, and the run's log records each time that it does: choose settings with
-    --split val, and look at the test split once.
+    Only this command and predict --split test touch the test images, and the run's log records each time: choose
+    settings with --split val, and look at the test split once.
 
     Examples:
       xpformer evaluate runs/vit-digits-1
@@ -57,7 +57,7 @@ def evaluate(
     """
     from xpformer.cli.pictures import draw
     from xpformer.cli.report import show_evaluation
-    from xpformer.training.session import SPLITS, evaluate_run, load_trained
+    from xpformer.training.trained import SPLITS, evaluate_run, load_trained
 
     if split not in SPLITS:
         from xpformer.errors import ConfigError
@@ -65,6 +65,8 @@ def evaluate(
         raise ConfigError(f"unknown split {split!r}; it is val, test or train")
     trained = load_trained(run, step=step, backend=backend)
     images = trained.data(data)
+    if csv is not None:
+        _check_writable(csv)  # before the split is used
     result = evaluate_run(trained, split, images, threads=threads)
     if csv is not None:
         from xpformer.analysis.tables import write_csv
@@ -80,3 +82,14 @@ def evaluate(
 
         uses = sum(record["event"] == "test" for record in Log.read(trained.run.log_path))
         say(f"the test split was used {uses} time{'s' * (uses > 1)} by this run; each is in {trained.run.log_path}")
+
+
+def _check_writable(file: Path) -> None:
+    """Raise :class:`DataError` where ``file`` could not be written."""
+    from xpformer.errors import DataError
+
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.open("a").close()
+    except OSError as error:
+        raise DataError(f"{file}: cannot be written: {error.strerror or error}; name another file") from error

@@ -55,7 +55,7 @@ def _model(source: str, preset: str | None, changes: tuple[str, ...]) -> tuple[L
     if Path(source).is_dir():
         if preset or changes:
             raise ConfigError(f"{source}: is a run and has its settings; --preset and --set are for a recipe")
-        from xpformer.training.session import load_trained
+        from xpformer.training.trained import load_trained
 
         trained = load_trained(Path(source), backend="numpy")
         return trained.model, trained.settings

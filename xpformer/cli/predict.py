@@ -26,7 +26,7 @@ from xpformer.cli.shell import (
 if TYPE_CHECKING:
     import numpy as np
 
-    from xpformer.training.session import Trained
+    from xpformer.training.trained import Trained
 
 _ALL_CLASSES = 12  # up to so many the table shows every probability
 _JPEG_SIDE = 224  # small pictures are enlarged to about this many pixels
@@ -55,7 +55,7 @@ class Picture:
     help="Image N of the split; may be repeated.",
 )
 @click.option("--first", type=click.IntRange(min=1), metavar="N", help="The first N images of the split.")
-@click.option("--split", default="test", show_default=True, help="Where --index and --first look: val, test or train.")
+@click.option("--split", default="val", show_default=True, help="Where --index and --first look: val, test or train.")
 @click.option(
     "--to",
     type=DIRECTORY,
@@ -93,7 +93,8 @@ def predict(
     They are IMAGE files of any kind, or images of the run's data set, by --index or --first.
 
     Prints a table of probabilities and draws predictions.png into RUN/figures (or DIR). With --to DIR, each image of
-    the data set also becomes DIR/i_Predict_p_Truth_t.jpg.
+    the data set also becomes DIR/i_Predict_p_Truth_t.jpg. Whoever looks at images of the test split chooses by them, so
+    the run's log records it.
 
     Examples:
       xpformer predict runs/vit-mnist-1 photo.jpg scan.png
@@ -101,7 +102,7 @@ def predict(
       xpformer predict runs/vit-mnist-1 --index 7 --index 1014 --json
     """
     from xpformer.training.predict import predict_images
-    from xpformer.training.session import load_trained
+    from xpformer.training.trained import load_trained
 
     if bool(images) == bool(indices or first):
         raise click.UsageError(
@@ -136,13 +137,15 @@ def _from_files(trained: Trained, paths: Sequence[Path], invert: Literal["auto"]
 
 def _from_data(trained: Trained, split: str, indices: Sequence[int], folder: Path | None) -> list[Picture]:
     from xpformer.errors import ConfigError
-    from xpformer.training.session import SPLITS
+    from xpformer.training.trained import SPLITS, record_test_images
 
     if split not in SPLITS:
         raise ConfigError(f"unknown split {split!r}; it is val, test or train")
     images = getattr(trained.data(folder), SPLITS[split])
     if max(indices) >= len(images):
         raise ConfigError(f"image {max(indices)}: the {SPLITS[split]} split has images 0 to {len(images) - 1}")
+    if SPLITS[split] == "test":
+        record_test_images(trained, indices)
     return [Picture(f"{SPLITS[split]} {i}", images.images[i], i, int(images.labels[i])) for i in indices]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -81,4 +82,4 @@ def copy(name: str, file: Path) -> None:
         raise ConfigError(f"{file}: exists already, and nothing is written over; take another name") from error
     except OSError as error:
         raise ConfigError(f"{file}: cannot be written: {error.strerror}") from error
-    click.echo(f"{name} copied to {file}; train it with:  xpformer train {file}")
+    click.echo(f"{name} copied to {file}; train it with:  xpformer train {shlex.quote(str(file))}")

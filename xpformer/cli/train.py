@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -120,7 +121,7 @@ def _train(session: Session, max_steps: int | None) -> None:
     step, total = session.progress.step, session.trainer.total_steps
     if reason == "max steps":
         click.echo(f"stopped at step {step:,} of {total:,} as asked; saved in {session.run.path}")
-        click.echo(f"go on with:  xpformer resume {session.run.path}")
+        click.echo(f"go on with:  xpformer resume {shlex.quote(str(session.run.path))}")
         return
     if reason == "early stop":
         patience = session.settings.train.patience
@@ -148,7 +149,7 @@ def _show_best(session: Session) -> None:
     """Per-class table, confusion matrix and pictures of the best weights, on the validation split."""
     from xpformer.cli.pictures import draw
     from xpformer.cli.report import show_evaluation
-    from xpformer.training.session import evaluate_run, load_trained
+    from xpformer.training.trained import evaluate_run, load_trained
 
     run = session.run
     trained = load_trained(run.path, backend=session.options.backend)
@@ -158,7 +159,11 @@ def _show_best(session: Session) -> None:
 
 
 def _what_next(session: Session) -> None:
-    path = session.run.path
-    click.echo(f"the run is in {path}; next:")
-    click.echo(f"  xpformer evaluate {path}            the test images, unseen so far")
-    click.echo(f"  xpformer predict {path} --first 12  single images, with a picture")
+    from xpformer.training.log import Log
+
+    run = shlex.quote(str(session.run.path))
+    log = session.run.log_path
+    seen = log.exists() and any(record["event"] == "test" for record in Log.read(log))
+    click.echo(f"the run is in {session.run.path}; next:")
+    click.echo(f"  xpformer evaluate {run}            the test images{'' if seen else ', unseen so far'}")
+    click.echo(f"  xpformer predict {run} --first 12  single images, with a picture")

@@ -48,6 +48,8 @@ def load_image(
                     raise DataError(
                         f"{path}: has {opened.width} x {opened.height} pixels, at most {MAX_PIXELS} are read"
                     )
+                if opened.mode in ("I", "F"):
+                    raise DataError(f"{path}: gray of 32 bits has no known white; save it with 8 or 16 bits")
                 picture = _flatten(ImageOps.exif_transpose(opened), "L" if channels == 1 else "RGB")
         except DataError:
             raise

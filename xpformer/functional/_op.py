@@ -107,6 +107,11 @@ class Kernel:
         return self.portable(*args, **options)
 
 
+def both(value: int | tuple[int, int]) -> tuple[int, int]:
+    """What an option of images says of rows and columns; a number is both."""
+    return (value, value) if isinstance(value, int) else value
+
+
 def check_last_axis(op: str, name: str, x: Array, of: str, expected: int) -> None:
     """Raise if the last axis of ``x`` has another length than ``of`` says."""
     if x.ndim == 0 or x.shape[-1] != expected:

@@ -47,7 +47,7 @@ from xpformer.array import Array, device, is_floating, namespace, size
 from xpformer.errors import ConfigError, ShapeError
 from xpformer.functional._op import Flops, Need, Op, needs
 from xpformer.functional.add_broadcast import repeats_to, sum_to
-from xpformer.functional.random_bits import check_rate, keep_mask
+from xpformer.functional.random_bits import check_rate, drop, keep_mask
 from xpformer.rng import MaskKey
 
 
@@ -101,7 +101,7 @@ def forward(
         )
     probabilities = attention_weights(query, key, mask, causal=causal, scale=scale)  # (..., H, T, S)
     keep, keep_scale = attention_keep(probabilities, dropout, dropout_key), 1.0 / (1.0 - dropout)
-    weights = _drop(probabilities, keep, keep_scale)
+    weights = drop(probabilities, keep, keep_scale)
     y = _ungroup(_group(weights, value) @ _swap(value), query)  # (3), (..., H, T, e)
     additive = mask is not None and is_floating(mask)
     mask_shape = tuple(mask.shape) if mask is not None and additive else None
@@ -160,11 +160,11 @@ def backward(
     dy_rows = _group(_swap(dy), key)  # (..., G, (H/G) T, e)
     dquery = dkey = dvalue = dmask = None
     if needs(need, "value"):
-        weights = _drop(probabilities, keep, keep_scale)
+        weights = drop(probabilities, keep, keep_scale)
         dvalue = _swap(_group(weights, key).mT @ dy_rows)  # (4)
     if needs(need, "query", "key") or (mask_shape is not None and needs(need, "mask")):
         dweights = _ungroup(dy_rows @ _swap(value).mT, query)  # (5), (..., H, T, S)
-        dprobabilities = _drop(dweights, keep, keep_scale)  # (5')
+        dprobabilities = drop(dweights, keep, keep_scale)  # (5')
         mean = xp.sum(dprobabilities * probabilities, axis=-1, keepdims=True)  # term 2
         dscores = probabilities * (dprobabilities - mean)  # (6)
         if needs(need, "query"):
@@ -174,14 +174,6 @@ def backward(
         if mask_shape is not None and needs(need, "mask"):
             dmask = sum_to(dscores, mask_shape)  # (9)
     return dquery, dkey, dvalue, dmask
-
-
-def _drop(x: Array, keep: Array | None, scale: float) -> Array:
-    """``x m / (1 - rate)``, or ``x`` without dropout."""
-    if keep is None:
-        return x
-    dropped: Array = namespace(x).where(keep, x * scale, 0.0)
-    return dropped
 
 
 def _swap(x: Array) -> Array:

@@ -36,7 +36,7 @@ from typing import NamedTuple
 
 from xpformer.array import Array, device, namespace, size
 from xpformer.errors import ConfigError, ShapeError
-from xpformer.functional._op import Flops, Need, Op, check_shape, needs
+from xpformer.functional._op import Flops, Need, Op, both, check_shape, needs
 
 
 class Axis(NamedTuple):
@@ -205,7 +205,7 @@ def _check(
             f"groups={groups} times the second axis of weight {tuple(weight.shape)}"
         )
     kernel = weight.shape[2:]
-    strides = _pair(stride)
+    strides = both(stride)
     if min(strides) < 1:
         raise ConfigError(f"conv2d: stride is {stride}, expected at least 1")
     if padding == "same":
@@ -214,10 +214,10 @@ def _check(
         sides = [((k - 1) // 2, k // 2) for k in kernel]
     elif padding == "valid":
         sides = [(0, 0), (0, 0)]
-    elif isinstance(padding, str) or min(_pair(padding)) < 0:
+    elif isinstance(padding, str) or min(both(padding)) < 0:
         raise ConfigError(f'conv2d: padding is {padding!r}, expected a number, a pair, "same" or "valid"')
     else:
-        sides = [(n, n) for n in _pair(padding)]
+        sides = [(n, n) for n in both(padding)]
     rows, columns = (Axis(k, s, *b, n) for k, s, b, n in zip(kernel, strides, sides, x.shape[-2:], strict=True))
     if min(kernel) < 1 or rows.places < 1 or columns.places < 1:
         raise ShapeError(
@@ -225,10 +225,6 @@ def _check(
             f"{tuple(a.length + a.before + a.after for a in (rows, columns))}"
         )
     return rows, columns
-
-
-def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else value
 
 
 def flops(

@@ -15,10 +15,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from xpformer.array import Array, namespace
+from xpformer.array import Array
 from xpformer.errors import ShapeError
 from xpformer.functional._op import Need, Op, needs
-from xpformer.functional.random_bits import check_rate, keep_mask
+from xpformer.functional.random_bits import check_rate, drop, keep_mask
 from xpformer.rng import MaskKey
 
 
@@ -42,16 +42,12 @@ def forward(x: Array, *, rate: float, key: MaskKey) -> tuple[Array, DropPathSave
     if rate == 0.0:
         return x, DropPathSaved(None, 1.0)
     keep, scale = keep_mask(x, rate=rate, key=key, per_sample=True), 1.0 / (1.0 - rate)
-    return namespace(x).where(keep, x * scale, 0.0), DropPathSaved(keep, scale)  # (1)
+    return drop(x, keep, scale), DropPathSaved(keep, scale)  # (1)
 
 
 def backward(dy: Array, saved: DropPathSaved, *, need: Need = None) -> tuple[Array | None]:
     """``dx = dy m / (1 - rate)``."""
-    if not needs(need, "x"):
-        return (None,)
-    if saved.keep is None:
-        return (dy,)
-    return (namespace(dy).where(saved.keep, dy * saved.scale, 0.0),)  # (2)
+    return (drop(dy, saved.keep, saved.scale) if needs(need, "x") else None,)  # (2)
 
 
 drop_path = Op("drop_path", forward, backward)

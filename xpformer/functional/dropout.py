@@ -14,9 +14,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from xpformer.array import Array, namespace
+from xpformer.array import Array
 from xpformer.functional._op import Need, Op, needs
-from xpformer.functional.random_bits import check_rate, keep_mask
+from xpformer.functional.random_bits import check_rate, drop, keep_mask
 from xpformer.rng import MaskKey
 
 
@@ -37,16 +37,12 @@ def forward(x: Array, *, rate: float, key: MaskKey) -> tuple[Array, DropoutSaved
     if rate == 0.0:
         return x, DropoutSaved(None, 1.0)
     keep, scale = keep_mask(x, rate=rate, key=key), 1.0 / (1.0 - rate)
-    return namespace(x).where(keep, x * scale, 0.0), DropoutSaved(keep, scale)  # (1)
+    return drop(x, keep, scale), DropoutSaved(keep, scale)  # (1)
 
 
 def backward(dy: Array, saved: DropoutSaved, *, need: Need = None) -> tuple[Array | None]:
     """``dx = dy m / (1 - rate)``."""
-    if not needs(need, "x"):
-        return (None,)
-    if saved.keep is None:
-        return (dy,)
-    return (namespace(dy).where(saved.keep, dy * saved.scale, 0.0),)  # (2)
+    return (drop(dy, saved.keep, saved.scale) if needs(need, "x") else None,)  # (2)
 
 
 dropout = Op("dropout", forward, backward)

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from xpformer.array import Array, namespace, size
 from xpformer.errors import ShapeError
-from xpformer.functional._op import Need, Op, needs
+from xpformer.functional._op import Need, Op, both, needs
 
 
 class PatchifySaved(NamedTuple):
@@ -41,7 +41,7 @@ def forward(x: Array, *, patch: int | tuple[int, int]) -> tuple[Array, PatchifyS
     Raises:
         ShapeError: if x is not an image or patches do not tile it.
     """
-    p, q = (patch, patch) if isinstance(patch, int) else patch
+    p, q = both(patch)
     if x.ndim < 3 or p < 1 or q < 1 or x.shape[-2] % p or x.shape[-1] % q:
         raise ShapeError(
             f"patchify: x has shape {tuple(x.shape)}, expected (..., C, H, W) with H a multiple of {p} and W of {q}"

@@ -68,4 +68,12 @@ def keep_mask(x: Array, *, rate: float, key: MaskKey, per_sample: bool = False) 
     return bits >= round(rate * 2**32)  # type: ignore[no-any-return]
 
 
+def drop(x: Array, keep: Array | None, scale: float) -> Array:
+    """``x scale`` where ``keep``, else 0; x itself without a mask.  With dy for x it is the backward of itself."""
+    if keep is None:
+        return x
+    dropped: Array = namespace(x).where(keep, x * scale, 0.0)
+    return dropped
+
+
 random_bits = Kernel("random_bits", portable)

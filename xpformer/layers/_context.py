@@ -31,7 +31,7 @@ class Entry(NamedTuple):
 class Observer:
     """Sees what happens in a pass.  Subclass it and override what you want to see; it must not write the arrays.
 
-    Summary, profile, gradient check, agreement, attention pictures and the hunt for a non-finite tensor are observers.
+    Summary, attention pictures and the hunt for a non-finite tensor are observers.
     """
 
     def enter(self, layer: Layer, direction: str) -> None:
@@ -61,7 +61,6 @@ class Context:
         grads: where the backward leaves the parameters' gradients; without it nothing is kept for a backward.
         observer: sees every layer and operation.
         input_gradient: whether the model's backward returns the gradient of its input.
-        cache: keys and values of earlier tokens, for generation.
     """
 
     def __init__(
@@ -72,14 +71,12 @@ class Context:
         grads: Gradients | None = None,
         observer: Observer | None = None,
         input_gradient: bool = False,
-        cache: Any = None,
     ) -> None:
         self.backend = backend
         self.rng = rng
         self.grads = grads
         self.observer = observer
         self.input_gradient = input_gradient
-        self.cache = cache
         self.tape: list[Entry] | None = None if grads is None else []
         self._layers: list[Layer] = []
         self._uses: dict[str, int] = {}

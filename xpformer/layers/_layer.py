@@ -113,8 +113,8 @@ class Layer:
         from xpformer.backend import get_backend
 
         target = get_backend(backend) if isinstance(backend, str) else backend
-        for path, layer in self.named_layers():
-            layer.path = path
+        for path, layer in reversed([*self.named_layers()]):
+            layer.path = path  # the first one where two layers share it, as for its parameters
         parameters = self.named_parameters()
         for name, parameter in parameters.items():
             parameter.name = name

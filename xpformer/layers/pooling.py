@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from xpformer import initializers as init
+from xpformer.errors import ConfigError, suggest
 from xpformer.functional.flatten import flatten
 from xpformer.functional.mean_tokens import mean_tokens
 from xpformer.functional.prepend_token import prepend_token
@@ -41,6 +42,8 @@ class Pool(Layer):
     """(B, T, D) to (B, D) by the class token or the mean of the tokens, or to (B, T D) by flattening."""
 
     def __init__(self, kind: str) -> None:
+        if kind not in POOLS:
+            raise ConfigError(f"unknown pool {kind!r}; {suggest(kind, POOLS)}")
         self.op, self.options = POOLS[kind]
 
     def forward(self, x: Any, ctx: Context) -> Any:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from xpformer import initializers as init
+from xpformer.array import dtype_name
 from xpformer.errors import ConfigError, ShapeError, suggest
 from xpformer.layers import (
     Block,
@@ -46,6 +47,7 @@ class ViTConfig:
     embedding: str = "flatten"
     """``flatten``: patches through a linear map; ``conv``: one convolution; ``stem``: several 3x3 convolutions."""
     patch_size: int = 4
+    """``flatten`` and ``conv`` only: rows and columns of a patch."""
     patch_stride: int = 0
     """``conv`` only: step between patches; 0 means ``patch_size``, smaller lets patches overlap."""
     stem_channels: tuple[int, ...] = (16,)
@@ -79,7 +81,9 @@ class ViTConfig:
     """Width of a hidden layer in the head; 0 for none."""
     head_activation: str = "tanh"
     init: str = "vit"
-    """``vit``: Xavier-uniform matrices, zero biases and zero head; ``uniform``: U(-1/sqrt(in), 1/sqrt(in)) for all."""
+    """``vit``: Xavier-uniform matrices and a zero head; ``uniform``: U(-1/sqrt(in), 1/sqrt(in)) for all matrices.
+
+    Biases are zero in both; convolutions are uniform as above (``conv``) or He-normal (``stem``)."""
 
     def __post_init__(self) -> None:
         for name in ("image_size", "channels", "classes", "patch_size", "dim", "depth"):
@@ -206,6 +210,8 @@ class ViT(Layer):
         if images.ndim != 4 or tuple(images.shape[1:]) != (c.channels, c.image_size, c.image_size):
             expected = f"(B, {c.channels}, {c.image_size}, {c.image_size})"
             raise ShapeError(f"ViT: images have shape {tuple(images.shape)}, expected {expected}")
+        if dtype_name(images) != self.dtype:
+            raise ShapeError(f"ViT: images are {dtype_name(images)}, the weights {self.dtype}; convert one of them")
         x = self.embedding.forward(images, ctx)  # (B, N, D)
         if self.patch_norm is not None:
             x = self.patch_norm.forward(x, ctx)

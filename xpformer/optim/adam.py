@@ -8,8 +8,7 @@ from typing import Any
 from xpformer.array import Array, namespace
 from xpformer.errors import ConfigError
 from xpformer.functional._op import Kernel
-from xpformer.optim.optimizer import Optimizer
-from xpformer.optim.sgd import keep_finite
+from xpformer.optim.optimizer import Optimizer, keep_finite
 from xpformer.parameters import ParameterStore
 
 

@@ -9,14 +9,13 @@ from typing import Any
 from xpformer.array import Array, HostArray
 from xpformer.errors import ConfigError
 from xpformer.functional._op import Kernel
-from xpformer.optim.optimizer import Runner, in_turn, spans
-from xpformer.optim.sgd import keep_finite
+from xpformer.optim.optimizer import Runner, in_turn, keep_finite, spans
 from xpformer.parameters import ParameterStore
 
 
-def _ema_step(average: Array, value: Array, *, rate: float) -> Array:
-    """``average + rate (value - average)``."""
-    moved: Array = average + rate * (value - average)
+def _ema_step(average: Array, value: Array, *, rate: float, finite: Any = True) -> Array:
+    """``average + rate (value - average)``; where ``finite`` is false, ``average``."""
+    moved: Array = keep_finite(finite, (average + rate * (value - average),), (average,))[0]
     return moved
 
 
@@ -38,19 +37,15 @@ class EMA:
     def update(self, step: int, *, finite: Any = True, run: Runner = in_turn, parts: int = 1) -> None:
         """Take in the weights after the 1-based ``step``; where ``finite`` is false, nothing changes."""
         rate = 1.0 - min(self.decay, (1 + step) / (10 + step))
-        kernel = self.store.backend.kernel(ema_step)
-
-        def kept(new: Any, old: Any) -> Any:
-            return keep_finite(finite, (new,), (old,))[0]
-
+        kernel = partial(self.store.backend.kernel(ema_step), rate=rate, finite=finite)
         if not self.store.backend.mutable:
             pairs = zip(self.segments, self.store.segments, strict=True)
-            self.segments = [kept(kernel(average, s.data, rate=rate), average) for average, s in pairs]
+            self.segments = [kernel(average, s.data) for average, s in pairs]
             return
 
         def part(i: int, span: slice) -> None:
             old = self.segments[i][span]
-            new = kept(kernel(old, self.store.segments[i].data[span], rate=rate), old)
+            new = kernel(old, self.store.segments[i].data[span])
             if new is not old:
                 self.segments[i][span] = new
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, ClassVar
 
-from xpformer.array import HostArray
+from xpformer.array import HostArray, namespace
 from xpformer.errors import CheckpointError, ConfigError
 from xpformer.functional._op import Kernel
 from xpformer.parameters import ParameterStore
@@ -24,6 +24,14 @@ def spans(length: int, parts: int) -> list[slice]:
     """``length`` elements in ``parts`` nearly equal contiguous slices; the empty ones are left out."""
     bounds = [length * i // parts for i in range(parts + 1)]
     return [slice(a, b) for a, b in pairwise(bounds) if a < b]
+
+
+def keep_finite(finite: Any, new: tuple[Any, ...], old: tuple[Any, ...]) -> tuple[Any, ...]:
+    """``new`` where ``finite``, else ``old``; the flag may be a bool or a 0-d array that stays on its device."""
+    if isinstance(finite, bool):
+        return new if finite else old
+    xp = namespace(new[0])
+    return tuple(xp.where(finite, a, b) for a, b in zip(new, old, strict=True))
 
 
 class Optimizer:

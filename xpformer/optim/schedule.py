@@ -12,13 +12,14 @@ SHAPES = ("cosine", "linear", "constant", "step", "wsd")
 
 @dataclass(frozen=True)
 class Schedule:
-    """Warm-up from 0 to ``peak`` over ``warmup`` steps, then one of five shapes down to ``floor * peak`` at ``steps``.
+    """Warm-up from 0 to ``peak`` over ``warmup`` steps, then ``peak`` times one of five shapes until ``steps``.
 
     - ``cosine``: ``floor + (1 - floor) (1 + cos(pi t)) / 2``, t from 0 to 1 (Loshchilov and Hutter 2017, eq. 5).
     - ``linear``: ``1 - (1 - floor) t``.
     - ``constant``: 1.
     - ``step``: ``gamma`` to the power of how many of ``milestones`` (steps) are passed.
-    - ``wsd``: 1 until the last ``decay_fraction`` of the steps, then linear to ``floor`` (Hu et al. 2024, MiniCPM).
+    - ``wsd``: 1 until the last ``decay_fraction`` of the steps behind the warm-up, then linear to ``floor``
+      (Hu et al. 2024, MiniCPM).
     """
 
     peak: float

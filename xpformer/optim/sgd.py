@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from xpformer.array import Array, namespace
+from xpformer.array import Array
 from xpformer.errors import ConfigError
 from xpformer.functional._op import Kernel
-from xpformer.optim.optimizer import Optimizer
+from xpformer.optim.optimizer import Optimizer, keep_finite
 from xpformer.parameters import ParameterStore
 
 
@@ -31,14 +31,6 @@ def sgd_step(
     velocity = momentum * u + gradient
     update = gradient + momentum * velocity if nesterov else velocity
     return keep_finite(finite, (p - lr * update, velocity), (p, u))
-
-
-def keep_finite(finite: Any, new: tuple[Any, ...], old: tuple[Any, ...]) -> tuple[Any, ...]:
-    """``new`` where ``finite``, else ``old``; the flag may be a bool or a 0-d array that stays on its device."""
-    if isinstance(finite, bool):
-        return new if finite else old
-    xp = namespace(new[0])
-    return tuple(xp.where(finite, a, b) for a, b in zip(new, old, strict=True))
 
 
 class SGD(Optimizer):

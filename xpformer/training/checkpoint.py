@@ -418,8 +418,10 @@ def _arrays(path: Path, data: bytes) -> dict[str, np.ndarray]:
         if entry["dtype"] not in _DTYPES:
             raise CheckpointError(f"{path}: {name} has dtype {entry['dtype']}, expected one of {', '.join(_DTYPES)}")
         if entry["dtype"] == "BF16":
-            import ml_dtypes
-
+            try:
+                import ml_dtypes
+            except ImportError as error:
+                raise CheckpointError(f"{path}: {name} is bfloat16; to read it: pip install ml-dtypes") from error
             dtype = np.dtype(ml_dtypes.bfloat16)
         else:
             dtype = np.dtype(_DTYPES[entry["dtype"]]).newbyteorder("<")

@@ -8,6 +8,8 @@ from xpformer.errors import ConfigError, suggest
 from xpformer.optim import EMA, SGD, SHAPES, Adam, AdamW, Optimizer, Schedule
 from xpformer.parameters import ParameterStore
 
+LONGEST = 10**9
+"""Steps or epochs that no run reaches."""
 OPTIMIZERS = ("adamw", "adam", "sgd")
 
 
@@ -33,12 +35,12 @@ class TrainConfig:
     schedule: str = "cosine"
     warmup_steps: int = 0
     floor: float = 0.0
-    """Final learning rate as a share of the peak."""
+    """Final learning rate as a share of the peak: of ``cosine``, ``linear`` and ``wsd``."""
     milestones: tuple[int, ...] = ()
     """``step`` schedule: the steps at which the rate is multiplied by ``gamma``."""
     gamma: float = 0.1
     decay_fraction: float = 0.2
-    """``wsd`` schedule: the share of the steps in which the rate falls."""
+    """``wsd`` schedule: the share of the steps behind the warm-up in which the rate falls."""
     weight_decay: float = 0.0
     """On matrices and convolution kernels only; biases, norms, tokens and positions do not decay."""
     beta1: float = 0.9
@@ -74,13 +76,17 @@ class TrainConfig:
         for name in ("steps", "warmup_steps", "evaluate_every", "checkpoint_every", "patience"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} = {getattr(self, name)} is negative")
-        if not self.epochs > 0:
-            raise ConfigError(f"epochs = {self.epochs} is not positive")
+        if not 0 < self.epochs <= LONGEST:
+            raise ConfigError(f"epochs = {self.epochs} is outside 0 < epochs <= {LONGEST:,}")
+        if self.steps > LONGEST:
+            raise ConfigError(f"steps = {self.steps} is more than {LONGEST:,}")
         if not self.clip >= 0:
             raise ConfigError(f"clip = {self.clip} is negative; 0 turns clipping off")
         for name in ("weight_decay", "gamma"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} = {getattr(self, name)} is negative")
+        if self.schedule == "step" and not self.milestones:
+            raise ConfigError("schedule = 'step' needs milestones, the steps at which the rate falls: [1000, 2000]")
         if not self.eps > 0:
             raise ConfigError(f"eps = {self.eps} is not positive")
         for name in ("ema", "label_smoothing", "beta1", "beta2", "momentum"):

@@ -71,10 +71,15 @@ def write_file(path: Path, data: bytes) -> None:
 
 def replace_file(path: Path, data: bytes) -> None:
     """Replace ``path`` by a file with ``data``: all of it, durably, or nothing; one writer at a time."""
+    _put(path, lambda temporary: write_file(temporary, data))
+
+
+def _put(path: Path, make: Callable[[Path], None]) -> None:
+    """``make`` something beside ``path`` and move it there."""
     temporary = path.with_name(f".tmp-{path.name}")
     try:
         unlink(temporary)
-        write_file(temporary, data)
+        make(temporary)
         replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -119,16 +124,7 @@ def replace(source: Path, target: Path) -> None:
 
 def replace_symlink(link: Path, target: str) -> None:
     """Let ``link`` point to the relative ``target``, durably; at no instant is there no link."""
-    temporary = link.with_name(f".tmp-{link.name}")
-    try:
-        unlink(temporary)
-        _call("symlink", os.symlink, target, temporary, True)
-        replace(temporary, link)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            unlink(temporary)
-        raise
-    fsync_directory(link.parent)
+    _put(link, lambda temporary: _call("symlink", os.symlink, target, temporary, True))
 
 
 def unlink(path: Path) -> None:

@@ -10,6 +10,9 @@ import numpy as np
 from xpformer.functional._op import Op, Pair
 from xpformer.layers import Observer
 
+MEANT = {("attention", "mask")}
+"""Arguments in which -inf says something."""
+
 
 class FirstNonFinite(Observer):
     """Remembers the first operation whose output or gradient holds NaN or infinity."""
@@ -32,6 +35,8 @@ class FirstNonFinite(Observer):
     ) -> None:
         """Arguments first: a parameter or an input may be the cause."""
         for name, array in zip(op.arguments, arrays, strict=False):
+            if (op.name, name) in MEANT:
+                continue
             self._look(f"{name} of {op.name} in {path or 'the loss'} (forward)", array)
         self._look(f"output of {op.name} in {path or 'the loss'} (forward)", y)
 

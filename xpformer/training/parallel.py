@@ -15,6 +15,8 @@ from xpformer.backend import Backend
 from xpformer.errors import ConfigError
 from xpformer.training.environment import usable_cores
 
+MAX_THREADS = 1024  # far above what a batch can be shared by
+
 
 @cache
 def _controller() -> ThreadpoolController:
@@ -26,12 +28,15 @@ def thread_count(backend: Backend, threads: int | None) -> int:
     """How many threads to train with: ``threads``, or by default the CPUs that this process may use.
 
     Raises:
-        ConfigError: if it is not positive, or the backend brings its own parallelism and takes one thread only.
+        ConfigError: if it is not positive or beyond ``MAX_THREADS``, or the backend brings its own parallelism and
+            takes one thread only.
     """
     if threads is None:
         return usable_cores() if backend.shares_batch else 1
     if threads < 1:
         raise ConfigError(f"threads = {threads} is less than 1")
+    if threads > MAX_THREADS:
+        raise ConfigError(f"threads = {threads} is more than {MAX_THREADS}; this process may use {usable_cores()} CPUs")
     if threads > 1 and not backend.shares_batch:
         raise ConfigError(
             f"backend {backend.spec} runs each operation in parallel itself; leave out --threads {threads}"

@@ -11,7 +11,7 @@ from xpformer.data.images import normalize
 from xpformer.training.metrics import host_probabilities
 
 if TYPE_CHECKING:
-    from xpformer.training.session import Trained
+    from xpformer.training.trained import Trained
 
 _BATCH = 500
 

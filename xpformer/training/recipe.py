@@ -226,7 +226,7 @@ def load_recipe(path: Path) -> Recipe:
         loader.exec_module(module)
         make = getattr(module, "recipe", None)
         made = make() if callable(make) else None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         reason = str(error) if isinstance(error, XpformerError) else f"{type(error).__name__}: {error}"
         raise ConfigError(f"{path}: cannot be run: {reason}") from error
     if not isinstance(made, Recipe):

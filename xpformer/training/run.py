@@ -132,14 +132,16 @@ class Run:
         try:
             descriptor = fs.open_append(path)
         except OSError as error:
-            raise RunError(f"{path}: cannot be opened for writing: {error.strerror}") from error
+            raise RunError(
+                f"{path}: cannot be opened for writing: {error.strerror}; copy the run to where it can be"
+            ) from error
         try:
             try:
                 _lock(descriptor)
             except OSError as error:
                 if error.errno not in (errno.EAGAIN, errno.EACCES, errno.EDEADLK):
                     raise RunError(f"{path}: cannot be locked: {error.strerror}; use a local disk") from error
-                raise RunError(f"{self.path}: in use by {_owner(path)}") from error
+                raise RunError(f"{self.path}: in use by {_owner(path)}; wait until it ends, or stop it") from error
             since = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
             owner = f"process {os.getpid()} on host {platform.node() or 'unknown'} since {since}\n"
             with contextlib.suppress(OSError):  # the text only informs; the lock holds without it
@@ -194,6 +196,8 @@ def _not_a_run(path: Path) -> str:
         return f"{path}: does not exist; {expected}"
     if path.resolve().parent.name == "checkpoints" and (path.resolve().parent.parent / "run.json").is_file():
         return f"{path}: is a checkpoint; its run is {path.resolve().parent.parent}"
+    if any((path / "checkpoints").glob("step_*")):
+        return f"{path}: has lost its run.json, without which a run cannot go on; put it back"
     if (path / "config.json").is_file() and (path / "checkpoints").is_dir():
         return f"{path}: is a run that was interrupted while it was made, nothing was trained; start another one"
     return f"{path}: is not a run; {expected}"

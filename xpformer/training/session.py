@@ -1,39 +1,29 @@
-"""Starts, resumes and reads runs: a recipe, a run directory and a trainer brought together."""
+"""Starts and resumes runs: a recipe, a run directory and a trainer brought together."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import shlex
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import xpformer
 from xpformer.backend import Backend, get_backend
 from xpformer.data.batches import ImageBatches
 from xpformer.data.images import ImageData
-from xpformer.errors import CheckpointError, ConfigError, DataError, NonFiniteError, RunError
-from xpformer.layers import Layer
+from xpformer.errors import CheckpointError, DataError, NonFiniteError, RunError
 from xpformer.training import checkpoint, fs
 from xpformer.training.environment import environment_manifest
 from xpformer.training.log import Log
 from xpformer.training.metrics import Evaluation
-from xpformer.training.parallel import Workers, thread_count
-from xpformer.training.recipe import (
-    Recipe,
-    Settings,
-    find_recipe,
-    load_recipe,
-    settings_from_dict,
-    settings_to_dict,
-)
+from xpformer.training.parallel import thread_count
+from xpformer.training.recipe import Recipe, Settings, find_recipe, load_recipe, settings_to_dict
 from xpformer.training.run import Run, default_run_path
 from xpformer.training.signals import Interrupted, StopRequest, stop_on_signals
-from xpformer.training.trainer import Progress, StepResult, Trainer, evaluate
-
-DTYPES = ("float32", "float64")
-SPLITS = {"val": "validation", "validation": "validation", "test": "test", "train": "train"}
+from xpformer.training.trained import check_options, load_data, read_config
+from xpformer.training.trainer import Progress, StepResult, Trainer
 
 
 class Reporter:
@@ -70,10 +60,7 @@ class Options:
     out: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise ConfigError(f"dtype {self.dtype!r} is unknown; it is float32 or float64")
-        if not 0 <= self.seed < 2**63:
-            raise ConfigError(f"seed {self.seed} is outside 0 <= seed < 2**63")
+        check_options("", self.seed, self.dtype)
 
 
 class Session:
@@ -126,7 +113,8 @@ class Session:
         reporter.ended(self, reason)
         if stop:
             raise Interrupted(
-                f"{stop.name} at step {self.progress.step}: saved; go on with: xpformer resume {self.run.path}",
+                f"{stop.name} at step {self.progress.step}: saved; "
+                f"go on with: xpformer resume {shlex.quote(str(self.run.path))}",
                 stop.signal_number,
             )
         return reason
@@ -256,6 +244,13 @@ def _trainer(recipe: Recipe, settings: Settings, options: Options, backend: Back
     return Trainer(model, batches, settings.train, seed=options.seed, threads=options.threads)
 
 
+def _holds_something(out: Path) -> bool:
+    try:
+        return out.is_dir() and any(out.iterdir())
+    except OSError as error:
+        raise RunError(f"{out}: cannot be looked into: {error.strerror}; take another --out") from error
+
+
 def start(
     name: str,
     options: Options,
@@ -280,9 +275,10 @@ def start(
     backend = get_backend(options.backend)
     threads = thread_count(backend, options.threads)
     out = options.out
-    if out is not None and out.is_dir() and any(out.iterdir()):  # before the data is read
+    if out is not None and _holds_something(out):  # before the data is read
         raise RunError(
-            f"{out}: is not empty; a run is never written over: go on with xpformer resume {out}, or take another --out"
+            f"{out}: is not empty; a run is never written over: go on with xpformer resume {shlex.quote(str(out))}, "
+            "or take another --out"
         )
     data = recipe.load_data(options.data, settings.data.validation, options.seed)
     trainer = _trainer(recipe, settings, options, backend, data)
@@ -312,26 +308,6 @@ def start(
     return Session(run, recipe, settings, options, trainer, data)
 
 
-def _read_config(run: Run) -> tuple[Recipe, Settings, dict[str, Any]]:
-    recipe = load_recipe(run.recipe_path)
-    config = dict(run.config)
-    missing = {"settings", "seed", "dtype", "backend"} - config.keys()
-    if missing or not isinstance(config["settings"], dict):
-        raise RunError(f"{run.path / 'config.json'}: lacks {', '.join(sorted(missing)) or 'settings'}; is it edited?")
-    return recipe, settings_from_dict(config["settings"]), config
-
-
-def _load_data(run: Run, recipe: Recipe, settings: Settings, config: Mapping[str, Any], data: Path | None) -> ImageData:
-    stored = config.get("data")
-    folder = data or (Path(stored) if stored else None)
-    loaded = recipe.load_data(folder, settings.data.validation, config["seed"])
-    if loaded.hashes() != run.manifest.get("data"):
-        raise DataError(
-            f"{run.path}: the data is not what the run began with (its SHA-256 differs); give the same data with --data"
-        )
-    return loaded
-
-
 def resume(
     path: Path, *, backend: str | None = None, threads: int | None = None, data: Path | None = None
 ) -> tuple[Session, list[str]]:
@@ -343,7 +319,7 @@ def resume(
         the session, and one-line notes: damaged checkpoints that were passed over, and why the bits may differ.
     """
     run = Run.open(path)
-    recipe, settings, config = _read_config(run)
+    recipe, settings, config = read_config(run)
     spec = backend or str(config["backend"])
     used = get_backend(spec)
     stored = run.manifest.get("threads")
@@ -352,7 +328,7 @@ def resume(
     options = Options(spec, config["dtype"], config["seed"], threads, data, Path(path))
     began = any(run.checkpoints.glob("step_*"))
     saved, notes = checkpoint.newest(run.checkpoints) if began else (None, [])
-    loaded = _load_data(run, recipe, settings, config, data)
+    loaded = load_data(run, recipe, settings, config, data)
     trainer = _trainer(recipe, settings, options, used, loaded)
     if saved is not None:
         trainer.restore(saved)
@@ -364,85 +340,3 @@ def resume(
     session = Session(run, recipe, settings, options, trainer, loaded)
     session.saved = saved.step if saved else None
     return session, notes
-
-
-@dataclass(frozen=True, eq=False)
-class Trained:
-    """A model read from a run, for evaluation and prediction."""
-
-    run: Run
-    model: Layer
-    saved: checkpoint.Checkpoint
-    settings: Settings
-    recipe: Recipe
-    config: dict[str, Any]
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The classes, in the order of the logits."""
-        config = self.saved.documents["config.json"]
-        assert isinstance(config, dict)
-        return tuple(config["class_names"])
-
-    @property
-    def preprocessor(self) -> dict[str, Any]:
-        """``mean``, ``std`` and ``image_shape``."""
-        document = self.saved.documents["preprocessor.json"]
-        assert isinstance(document, dict)
-        return document
-
-    def data(self, folder: Path | None = None) -> ImageData:
-        """The run's data set."""
-        return _load_data(self.run, self.recipe, self.settings, self.config, folder)
-
-    def batches(self, data: ImageData) -> ImageBatches:
-        """Its batches."""
-        return ImageBatches(
-            data, seed=self.config["seed"], batch_size=self.settings.train.batch_size, dtype=self.model.dtype
-        )
-
-
-def load_trained(path: Path, *, step: int | None = None, backend: str | None = None) -> Trained:
-    """The model of a run: the best on the validation split, or that of one step.
-
-    Raises:
-        RunError: if ``path`` is no run.
-        CheckpointError: if the checkpoint is missing or damaged.
-    """
-    run = Run.open(path)
-    recipe, settings, config = _read_config(run)
-    if step is not None:
-        saved = checkpoint.load(run.checkpoints / f"step_{step:08d}", files=("model",))
-    elif (run.checkpoints / "best").exists():
-        saved = checkpoint.best(run.checkpoints, files=("model",))
-    else:
-        saved, _ = checkpoint.newest(run.checkpoints, files=("model",))
-    for name in ("config.json", "preprocessor.json"):
-        if not isinstance(saved.documents.get(name), dict):
-            raise CheckpointError(f"{saved.directory}: lacks {name}")
-    model = recipe.build(settings, config["seed"]).to(get_backend(backend or config["backend"]), config["dtype"])
-    model.load_state(saved.tensors["model"], str(saved.directory))
-    return Trained(run, model, saved, settings, recipe, config)
-
-
-def evaluate_run(trained: Trained, split: str, data: ImageData, *, threads: int | None = None) -> Evaluation:
-    """Evaluate a trained model on a split and record it in the run's log (each use of ``test`` too).
-
-    Raises:
-        ConfigError: if the split is unknown.
-    """
-    if split not in SPLITS:
-        raise ConfigError(f"unknown split {split!r}; it is val, test or train")
-    with Workers(trained.model.backend, thread_count(trained.model.backend, threads)) as workers, workers.step():
-        result = evaluate(trained.model, trained.batches(data), SPLITS[split], workers)
-    event = "test" if SPLITS[split] == "test" else "evaluated"
-    with _writable_log(trained.run) as log:
-        log.write(event, trained.saved.step, **result.summary())
-    return result
-
-
-@contextlib.contextmanager
-def _writable_log(run: Run) -> Iterator[Log]:
-    """The run's log, under its lock, so that two processes never mix their lines."""
-    with run.lock(), Log(run.log_path) as log:
-        yield log

@@ -1,0 +1,165 @@
+"""What a run has learned: its best model with its data, evaluated and looked at."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from xpformer.backend import get_backend
+from xpformer.data.batches import ImageBatches
+from xpformer.data.images import ImageData
+from xpformer.errors import CheckpointError, ConfigError, DataError, RunError
+from xpformer.layers import Layer
+from xpformer.training import checkpoint
+from xpformer.training.log import Log
+from xpformer.training.metrics import Evaluation
+from xpformer.training.parallel import Workers, thread_count
+from xpformer.training.recipe import Recipe, Settings, load_recipe, settings_from_dict
+from xpformer.training.run import Run
+from xpformer.training.trainer import evaluate
+
+SPLITS = {"val": "validation", "validation": "validation", "test": "test", "train": "train"}
+"""What a user may call a split, and its name."""
+
+
+DTYPES = ("float32", "float64")
+
+
+def check_options(where: str, seed: object, dtype: object) -> None:
+    """Raise :class:`ConfigError`, its message opened by ``where``, unless a run can have this seed and dtype."""
+    prefix = f"{where}: " if where else ""
+    if dtype not in DTYPES:
+        raise ConfigError(f"{prefix}dtype {dtype!r} is unknown; it is float32 or float64")
+    if type(seed) is not int or not 0 <= seed < 2**63:
+        raise ConfigError(f"{prefix}seed {seed!r} is outside 0 <= seed < 2**63")
+
+
+def read_config(run: Run) -> tuple[Recipe, Settings, dict[str, Any]]:
+    """The recipe, the settings and the whole configuration that a run keeps.
+
+    Raises:
+        ConfigError: if the recipe or a setting is wrong.
+        RunError: if the configuration lacks something, or something in it cannot be.
+    """
+    recipe = load_recipe(run.recipe_path)
+    config = dict(run.config)
+    missing = {"settings", "seed", "dtype", "backend"} - config.keys()
+    if missing or not isinstance(config["settings"], dict):
+        raise RunError(f"{run.path / 'config.json'}: lacks {', '.join(sorted(missing)) or 'settings'}; is it edited?")
+    check_options(str(run.path / "config.json"), config["seed"], config["dtype"])
+    for key, kinds in (("backend", (str,)), ("data", (str, type(None)))):
+        if not isinstance(config.get(key), kinds):
+            raise RunError(f"{run.path / 'config.json'}: {key} is {config[key]!r}, expected a text; is it edited?")
+    return recipe, settings_from_dict(config["settings"]), config
+
+
+def load_data(run: Run, recipe: Recipe, settings: Settings, config: Mapping[str, Any], data: Path | None) -> ImageData:
+    """The data that a run began with, from ``data`` if it is given.
+
+    Raises:
+        DataError: if it is not there, or other data.
+    """
+    stored = config.get("data")
+    folder = data or (Path(stored) if stored else None)
+    loaded = recipe.load_data(folder, settings.data.validation, config["seed"])
+    if loaded.hashes() != run.manifest.get("data"):
+        raise DataError(
+            f"{run.path}: the data is not what the run began with (its SHA-256 differs); give the same data with --data"
+        )
+    return loaded
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A model read from a run, for evaluation and prediction."""
+
+    run: Run
+    model: Layer
+    saved: checkpoint.Checkpoint
+    settings: Settings
+    recipe: Recipe
+    config: dict[str, Any]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes, in the order of the logits."""
+        config = self.saved.documents["config.json"]
+        assert isinstance(config, dict)
+        return tuple(config["class_names"])
+
+    @property
+    def preprocessor(self) -> dict[str, Any]:
+        """``mean``, ``std`` and ``image_shape``."""
+        document = self.saved.documents["preprocessor.json"]
+        assert isinstance(document, dict)
+        return document
+
+    def data(self, folder: Path | None = None) -> ImageData:
+        """The run's data set."""
+        return load_data(self.run, self.recipe, self.settings, self.config, folder)
+
+    def batches(self, data: ImageData) -> ImageBatches:
+        """Its batches."""
+        return ImageBatches(
+            data, seed=self.config["seed"], batch_size=self.settings.train.batch_size, dtype=self.model.dtype
+        )
+
+
+def load_trained(path: Path, *, step: int | None = None, backend: str | None = None) -> Trained:
+    """The model of a run: the best on the validation split, or that of one step.
+
+    Raises:
+        RunError: if ``path`` is no run.
+        CheckpointError: if the checkpoint is missing or damaged.
+    """
+    run = Run.open(path)
+    recipe, settings, config = read_config(run)
+    if step is not None and not (run.checkpoints / f"step_{step:08d}").is_dir():
+        kept = ", ".join(str(int(path.name[5:])) for path in sorted(run.checkpoints.glob("step_*"))) or "none"
+        raise CheckpointError(f"{run.path}: has no checkpoint of step {step}; kept are those of: {kept}")
+    if step is not None:
+        saved = checkpoint.load(run.checkpoints / f"step_{step:08d}", files=("model",))
+    elif os.path.lexists(run.checkpoints / "best"):  # a link that leads nowhere is an error, not a reason for another
+        saved = checkpoint.best(run.checkpoints, files=("model",))
+    else:
+        saved, _ = checkpoint.newest(run.checkpoints, files=("model",))
+    for name in ("config.json", "preprocessor.json"):
+        if not isinstance(saved.documents.get(name), dict):
+            raise CheckpointError(f"{saved.directory}: lacks {name}")
+    model = recipe.build(settings, config["seed"]).to(get_backend(backend or config["backend"]), config["dtype"])
+    model.load_state(saved.tensors["model"], str(saved.directory))
+    return Trained(run, model, saved, settings, recipe, config)
+
+
+def evaluate_run(trained: Trained, split: str, data: ImageData, *, threads: int | None = None) -> Evaluation:
+    """Evaluate a trained model on a split and record it in the run's log (each use of ``test`` too).
+
+    Raises:
+        ConfigError: if the split is unknown.
+    """
+    if split not in SPLITS:
+        raise ConfigError(f"unknown split {split!r}; it is val, test or train")
+    backend = trained.model.backend
+    event = "test" if SPLITS[split] == "test" else "evaluated"
+    with _writable_log(trained.run) as log:  # before the work: a use of the test split that cannot be recorded is none
+        with Workers(backend, thread_count(backend, threads)) as workers, workers.step():
+            result = evaluate(trained.model, trained.batches(data), SPLITS[split], workers)
+        log.write(event, trained.saved.step, **result.summary())
+    return result
+
+
+def record_test_images(trained: Trained, indices: Sequence[int]) -> None:
+    """Note in the run's log, before it happens, that these images of the test split are looked at one by one."""
+    with _writable_log(trained.run) as log:
+        log.write("test", trained.saved.step, images=list(indices))
+
+
+@contextlib.contextmanager
+def _writable_log(run: Run) -> Iterator[Log]:
+    """The run's log, under its lock, so that two processes never mix their lines."""
+    with run.lock(), Log(run.log_path) as log:
+        yield log
