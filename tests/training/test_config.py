@@ -23,7 +23,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         ({name: -1}, f"{name} = -1 is negative")
         for name in ("steps", "warmup_steps", "evaluate_every", "checkpoint_every", "patience")
     ],
-    *[({"epochs": value}, "epochs = .* is not positive") for value in (0.0, -1.0, math.nan)],
+    *[({"epochs": value}, "epochs = .* is outside 0 < epochs") for value in (0.0, -1.0, math.nan)],
     *[({"clip": value}, "clip = .* is negative; 0 turns clipping off") for value in (-0.1, math.nan)],
     *[({name: -0.1}, f"{name} = -0.1 is negative") for name in ("weight_decay", "gamma")],
     *[({"weight_decay": math.nan}, "weight_decay = nan is negative")],

@@ -150,7 +150,7 @@ def test_settings_go_there_and_back(digits: Recipe) -> None:
         ({"model": {}, "train": {}, "data": []}, r"data: Expected options by name, got \[\]"),
         ({"model": {}, "train": {}, "modle": {}}, "unknown section 'modle'; did you mean 'model'"),
         ({"model": {"dimm": 3}, "train": {}}, r"unknown option model\.dimm; did you mean 'dim'"),
-        ({"model": {}, "train": {"epochs": float("nan")}}, "epochs = nan is not positive"),
+        ({"model": {}, "train": {"epochs": float("nan")}}, "epochs = nan is outside 0 < epochs"),
         ({"model": {"mlp_ratio": float("inf")}, "train": {}}, r"model\.mlp_ratio = inf is not a finite number"),
     ],
 )

@@ -210,7 +210,7 @@ class ViT(Layer):
         if images.ndim != 4 or tuple(images.shape[1:]) != (c.channels, c.image_size, c.image_size):
             expected = f"(B, {c.channels}, {c.image_size}, {c.image_size})"
             raise ShapeError(f"ViT: images have shape {tuple(images.shape)}, expected {expected}")
-        if dtype_name(images) != self.dtype:
+        if images.dtype != self.backend.dtype(self.dtype):
             raise ShapeError(f"ViT: images are {dtype_name(images)}, the weights {self.dtype}; convert one of them")
         x = self.embedding.forward(images, ctx)  # (B, N, D)
         if self.patch_norm is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import shlex
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -163,6 +164,7 @@ class Session:
 
         with self._recorded(log):
             self.trainer.confirm()
+        began = time.perf_counter()
         try:
             evaluation = self.trainer.evaluate("validation", between=between)
         except Stopped:
@@ -183,7 +185,7 @@ class Session:
         if patience and p.evaluations_since_best >= patience:
             p.finished = "early stop"
         self.last_evaluation = evaluation
-        log.write("evaluation", p.step, best=best, **evaluation.summary())
+        log.write("evaluation", p.step, best=best, seconds=time.perf_counter() - began, **evaluation.summary())
         reporter.evaluated(self, evaluation, best=best)
         return best
 
