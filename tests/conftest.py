@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 
 for _variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
@@ -32,6 +34,13 @@ def backend_or_skip(spec: str) -> Backend:
         if spec.partition(":")[0] in required:
             pytest.fail(f"XPFORMER_REQUIRE_BACKENDS names {spec}: {error}")
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ctrl_c_as_on_a_terminal() -> None:
+    """A job in the background is started with SIGINT ignored, and training respects that; the tests send it."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
