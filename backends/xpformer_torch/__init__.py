@@ -32,7 +32,7 @@ class TorchBackend(Backend):
             torch.empty(1, device=device)
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0]
-            raise BackendError(f"backend torch:{option} cannot be used: {reason}; try torch or torch:cuda:0") from error
+            raise BackendError(f"backend torch:{option} cannot be used: {reason}; take torch, the CPU") from error
         self.option = option
         self.xp, self.device = xp, device
 

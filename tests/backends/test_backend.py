@@ -91,7 +91,7 @@ def test_a_torch_device_that_is_not_there() -> None:
             get_backend(f"torch:{option}")
         assert str(error.value).startswith(f"backend torch:{option} cannot be used: ")
         assert "\n" not in str(error.value)
-        assert str(error.value).endswith("; try torch or torch:cuda:0")
+        assert str(error.value).endswith("; take torch, the CPU")
 
 
 def test_the_meta_device_has_no_values() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.training.runs import RECIPE, begin, recipe_file
-from xpformer.errors import ConfigError
+from xpformer.errors import ConfigError, DataError
 from xpformer.training import recipe as module
 from xpformer.training.recipe import (
     Recipe,
@@ -253,3 +254,21 @@ def test_a_recipe_that_is_no_text(tmp_path: Path) -> None:
         load_recipe(path)
     with pytest.raises(ConfigError, match="cannot be run: FileNotFoundError"):
         load_recipe(tmp_path / "missing.py")
+
+
+def _raises(folder: Path | None, validation: int, seed: int) -> Any:
+    raise KeyError("x")
+
+
+@pytest.mark.parametrize(
+    ("load", "message"),
+    [
+        (_raises, "recipe mine: load_data failed: KeyError: 'x'; --debug shows where"),
+        (lambda *_: 3, "recipe mine: load_data gave int, expected ImageData"),
+    ],
+)
+def test_data_of_a_recipe_that_fails(digits: Recipe, load: Any, message: str) -> None:
+    mine = dataclasses.replace(digits, name="mine", load_data=load)
+    with pytest.raises(DataError) as caught:
+        mine.read_data(None, mine.settings(), 0)
+    assert str(caught.value) == message

@@ -20,7 +20,7 @@ from xpformer.training import fs
 from xpformer.training import session as session_module
 from xpformer.training.log import Log
 from xpformer.training.run import Run
-from xpformer.training.session import resume
+from xpformer.training.session import Session, resume
 from xpformer.training.signals import Interrupted
 
 ROOT = Path(__file__).parents[2]
@@ -100,18 +100,23 @@ def test_a_signal(tmp_path: Path, uninterrupted: dict[str, Any], event: str, ste
     assert not differences(outcome(session.run), uninterrupted["adamw"])
 
 
-@pytest.mark.parametrize("step", [8, 24, 40])
-def test_a_signal_in_an_evaluation(tmp_path: Path, uninterrupted: dict[str, Any], step: int) -> None:
-    """The evaluation is left after a batch and repeated on resume."""
-    session = begin(tmp_path)
+def signal_in_evaluation(session: Session, step: int, number: signal.Signals) -> None:
+    """Let the evaluation after ``step`` begin with a signal."""
     original = session.trainer.evaluate
 
     def evaluate(split: str, *, between: Any) -> Any:
         if session.progress.step == step:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
         return original(split, between=between)
 
     session.trainer.evaluate = evaluate  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("step", [8, 24, 40])
+def test_a_signal_in_an_evaluation(tmp_path: Path, uninterrupted: dict[str, Any], step: int) -> None:
+    """The evaluation is left after a batch and repeated on resume."""
+    session = begin(tmp_path)
+    signal_in_evaluation(session, step, signal.SIGINT)
     with pytest.raises(Interrupted):
         session.train()
     assert session.progress.step == step
@@ -154,14 +159,7 @@ def test_a_signal_in_an_evaluation_that_ends_a_run_early(tmp_path: Path) -> None
     last = whole.progress.step
     assert last < 40
     session = begin(tmp_path, *changes)
-    original = session.trainer.evaluate
-
-    def evaluate(split: str, *, between: Any) -> Any:
-        if session.progress.step == last:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(split, between=between)
-
-    session.trainer.evaluate = evaluate  # type: ignore[method-assign]
+    signal_in_evaluation(session, last, signal.SIGTERM)
     with pytest.raises(Interrupted):
         session.train()
     session, _ = resume(session.run.path)

@@ -546,3 +546,15 @@ def test_a_failed_final_save_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert again.progress.step == 3
     again.train()
     assert not differences(outcome(session.run), outcome(whole.run))
+
+
+def test_a_backend_without_values_leaves_no_run_behind(tmp_path: Path) -> None:
+    with pytest.raises(BackendError, match="meta"):
+        start(str(recipe_file(tmp_path)), Options(backend="torch:meta", out=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("act", [lambda path: resume(path, backend=""), lambda path: load_trained(path, backend="")])
+def test_an_empty_backend_is_no_backend(tmp_path: Path, act: Any) -> None:
+    with pytest.raises(BackendError, match="unknown backend ''"):
+        act(begin(tmp_path).run.path)

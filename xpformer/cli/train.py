@@ -67,7 +67,7 @@ def train(
     """
     from xpformer.training.session import Options, start
 
-    options = Options(backend or "numpy", dtype, seed, threads, data, out)
+    options = Options("numpy" if backend is None else backend, dtype, seed, threads, data, out)
     session = start(recipe, options, preset=preset, changes=changes, arguments=sys.argv[1:])
     _train(session, max_steps)
 

@@ -51,11 +51,11 @@ class Layer:
 
     def forward(self, x: Any, ctx: Context) -> Any:
         """``y`` of ``x``."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} defines no forward(x, ctx)")
 
     def backward(self, dy: Any, ctx: Context) -> Any:
         """``dx`` of ``dy``, the lines of ``forward`` upwards."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} defines no backward(dy, ctx)")
 
     def __call__(self, x: Array, ctx: Context | None = None) -> Any:
         """Inference: ``forward`` in a context that keeps nothing."""

@@ -17,7 +17,7 @@ import msgspec
 
 from xpformer.data.augment import Augmentation
 from xpformer.data.images import ImageData
-from xpformer.errors import ConfigError, XpformerError, suggest
+from xpformer.errors import ConfigError, DataError, XpformerError, suggest
 from xpformer.layers import Layer
 from xpformer.models.vit import ViT, ViTConfig
 from xpformer.training.config import TrainConfig
@@ -74,6 +74,23 @@ class Recipe:
         for change in changes:
             _apply(tree, change)
         return settings_from_dict(tree)
+
+    def read_data(self, folder: Path | None, settings: Settings, seed: int) -> ImageData:
+        """What ``load_data`` gives.
+
+        Raises:
+            DataError: if it fails in a way of its own, or gives something else.
+        """
+        try:
+            data = self.load_data(folder, settings.data.validation, seed)
+        except (XpformerError, MemoryError):
+            raise
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise DataError(f"recipe {self.name}: load_data failed: {reason}; --debug shows where") from error
+        if not isinstance(data, ImageData):
+            raise DataError(f"recipe {self.name}: load_data gave {type(data).__name__}, expected ImageData")
+        return data
 
     def build(self, settings: Settings, seed: int) -> Layer:
         """The model, not yet on a backend."""

@@ -282,7 +282,7 @@ def start(
             f"{out}: is not empty; a run is never written over: go on with xpformer resume {shlex.quote(str(out))}, "
             "or take another --out"
         )
-    data = recipe.load_data(options.data, settings.data.validation, options.seed)
+    data = recipe.read_data(options.data, settings, options.seed)
     trainer = _trainer(recipe, settings, options, backend, data)
     config = {
         "recipe": recipe.name,
@@ -303,9 +303,9 @@ def start(
         "data": data.hashes(),
         "data_name": data.name,
     }
+    size = sum(a.nbytes for group in trainer.tensors().values() for a in group.values())  # fails if none can be read
     path = out or default_run_path(Path("runs"), recipe.name)
     run = Run.create(path, config=config, recipe_text=recipe_file.read_text(encoding="utf-8"), manifest=manifest)
-    size = sum(a.nbytes for group in trainer.tensors().values() for a in group.values())
     run.require_space((settings.train.keep + 2) * size)  # those kept, the best, and the one being written
     return Session(run, recipe, settings, options, trainer, data)
 
@@ -322,7 +322,7 @@ def resume(
     """
     run = Run.open(path)
     recipe, settings, config = read_config(run)
-    spec = backend or str(config["backend"])
+    spec = str(config["backend"]) if backend is None else backend
     used = get_backend(spec)
     stored = run.manifest.get("threads")
     if threads is None and used.shares_batch and isinstance(stored, int):

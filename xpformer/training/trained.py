@@ -65,7 +65,7 @@ def load_data(run: Run, recipe: Recipe, settings: Settings, config: Mapping[str,
     """
     stored = config.get("data")
     folder = data or (Path(stored) if stored else None)
-    loaded = recipe.load_data(folder, settings.data.validation, config["seed"])
+    loaded = recipe.read_data(folder, settings, config["seed"])
     if loaded.hashes() != run.manifest.get("data"):
         raise DataError(
             f"{run.path}: the data is not what the run began with (its SHA-256 differs); give the same data with --data"
@@ -130,7 +130,9 @@ def load_trained(path: Path, *, step: int | None = None, backend: str | None = N
     for name in ("config.json", "preprocessor.json"):
         if not isinstance(saved.documents.get(name), dict):
             raise CheckpointError(f"{saved.directory}: lacks {name}")
-    model = recipe.build(settings, config["seed"]).to(get_backend(backend or config["backend"]), config["dtype"])
+    model = recipe.build(settings, config["seed"]).to(
+        get_backend(config["backend"] if backend is None else backend), config["dtype"]
+    )
     model.load_state(saved.tensors["model"], str(saved.directory))
     return Trained(run, model, saved, settings, recipe, config)
 
