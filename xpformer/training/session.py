@@ -228,7 +228,8 @@ def model_documents(settings: Settings, data: ImageData) -> dict[str, object]:
     }
 
 
-def _trainer(recipe: Recipe, settings: Settings, options: Options, backend: Backend, data: ImageData) -> Trainer:
+def make_trainer(recipe: Recipe, settings: Settings, options: Options, backend: Backend, data: ImageData) -> Trainer:
+    """The trainer of a recipe's model on a backend; raises :class:`DataError` if the data do not fit the model."""
     model = recipe.build(settings, options.seed).to(backend, options.dtype)
     expected = (settings.model.channels, settings.model.image_size, settings.model.image_size)
     if data.image_shape != expected or len(data.classes) != settings.model.classes:
@@ -283,7 +284,7 @@ def start(
             "or take another --out"
         )
     data = recipe.read_data(options.data, settings, options.seed)
-    trainer = _trainer(recipe, settings, options, backend, data)
+    trainer = make_trainer(recipe, settings, options, backend, data)
     config = {
         "recipe": recipe.name,
         "preset": preset,
@@ -331,7 +332,7 @@ def resume(
     began = any(run.checkpoints.glob("step_*"))
     saved, notes = checkpoint.newest(run.checkpoints) if began else (None, [])
     loaded = load_data(run, recipe, settings, config, data)
-    trainer = _trainer(recipe, settings, options, used, loaded)
+    trainer = make_trainer(recipe, settings, options, used, loaded)
     if saved is not None:
         trainer.restore(saved)
     now = environment_manifest() | {"backend": used.spec, "pairs": used.replaced(), "threads": trainer.threads}

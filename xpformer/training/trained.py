@@ -118,6 +118,7 @@ def load_trained(path: Path, *, step: int | None = None, backend: str | None = N
     """
     run = Run.open(path)
     recipe, settings, config = read_config(run)
+    used = get_backend(config["backend"] if backend is None else backend)
     if step is not None and not (run.checkpoints / f"step_{step:08d}").is_dir():
         kept = ", ".join(str(int(path.name[5:])) for path in sorted(run.checkpoints.glob("step_*"))) or "none"
         raise CheckpointError(f"{run.path}: has no checkpoint of step {step}; kept are those of: {kept}")
@@ -130,9 +131,7 @@ def load_trained(path: Path, *, step: int | None = None, backend: str | None = N
     for name in ("config.json", "preprocessor.json"):
         if not isinstance(saved.documents.get(name), dict):
             raise CheckpointError(f"{saved.directory}: lacks {name}")
-    model = recipe.build(settings, config["seed"]).to(
-        get_backend(config["backend"] if backend is None else backend), config["dtype"]
-    )
+    model = recipe.build(settings, config["seed"]).to(used, config["dtype"])
     model.load_state(saved.tensors["model"], str(saved.directory))
     return Trained(run, model, saved, settings, recipe, config)
 
