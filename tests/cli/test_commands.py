@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import backend_or_skip
 from xpformer.cli import main
 
 SMALL = ("--threads", "1", "--set", "model.depth=1", "--set", "model.dim=16")
@@ -233,7 +234,9 @@ BAD: list[tuple[Sequence[str], str]] = [
     (["predict", "runs/vit-digits-1", "--index", "180"], "image 180: the validation split has images 0 to 179"),
     (["recipes", "copy", "vit-minst", "x.py"], "did you mean 'vit-mnist'?"),
     (["summary", "runs/vit-digits-1", "--set", "depth=2"], "is a run and has its settings"),
+    (["summary", "vit-digits", "--backend", "nump"], "unknown backend 'nump'; did you mean 'numpy'?"),
     (["gradcheck", "lineer"], "unknown operation or layer 'lineer'; did you mean 'linear'?"),
+    (["gradcheck", "linear", "--backend", "nump"], "unknown backend 'nump'; did you mean 'numpy'?"),
 ]
 
 
@@ -331,6 +334,17 @@ def test_json_for_programs(home: Path) -> None:
     checked = json.loads(xpformer("gradcheck", "linear", "--seed", "3", "--json", cwd=home).stdout)
     assert checked["ok"]
     assert {"subject", "check", "argument", "error", "limit", "ok"} <= checked["checks"][0].keys()
+
+
+@pytest.mark.parametrize("spec", ["strict", "torch", "torch:meta"])
+def test_looks_on_another_backend(home: Path, spec: str) -> None:
+    backend_or_skip(spec)
+    summary = json.loads(xpformer("summary", "vit-digits", "--backend", spec, "--json", cwd=home).stdout)
+    assert summary["backend"] == spec
+    if spec == "torch:meta":  # shapes are enough for a summary, not for a gradient
+        assert "holds no values" in xpformer("gradcheck", "linear", "--backend", spec, cwd=home, code=2).stderr
+    else:
+        assert "checks right" in xpformer("gradcheck", "linear", "--backend", spec, cwd=home).stdout
 
 
 def test_tables_for_people(home: Path) -> None:

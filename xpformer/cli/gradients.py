@@ -34,9 +34,9 @@ def _family(subject: str) -> str:
     return subject.partition(",")[0]
 
 
-def check(chosen: Sequence[str], seed: int) -> list[Row]:
-    """Every check of every pair of the subjects on NumPy."""
-    backend = get_backend("numpy")
+def check(chosen: Sequence[str], seed: int, spec: str = "numpy") -> list[Row]:
+    """Every check of every pair of the subjects on a backend."""
+    backend = get_backend(spec)
     rows: list[Row] = []
     for subject in chosen:
         if subject in OPERATIONS:

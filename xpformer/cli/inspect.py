@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xpformer.cli.shell import Command, json_option, print_json, say, show
+from xpformer.cli.shell import Command, backend_option, json_option, print_json, say, show
 
 if TYPE_CHECKING:
     from xpformer.layers import Layer
@@ -20,9 +20,16 @@ if TYPE_CHECKING:
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a setting; may be repeated.")
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images in the pass.")
 @click.option("--depth", type=click.IntRange(min=0), metavar="N", help="Levels of layers to show; default: all.")
+@backend_option
 @json_option
 def summary(
-    source: str, preset: str | None, changes: tuple[str, ...], batch: int, depth: int | None, as_json: bool
+    source: str,
+    preset: str | None,
+    changes: tuple[str, ...],
+    batch: int,
+    depth: int | None,
+    backend: str | None,
+    as_json: bool,
 ) -> None:
     """Layers, shapes, parameters, FLOPs and memory of a model.
 
@@ -38,7 +45,7 @@ def summary(
     from xpformer.analysis.summary import summarize
     from xpformer.training.recipe import settings_to_dict
 
-    model, settings = _model(source, preset, changes)
+    model, settings = _model(source, preset, changes, "numpy" if backend is None else backend)
     m = settings.model
     result = summarize(model, (m.channels, m.image_size, m.image_size), batch=batch)
     if as_json:
@@ -47,7 +54,7 @@ def summary(
         show(result.render(depth=depth))
 
 
-def _model(source: str, preset: str | None, changes: tuple[str, ...]) -> tuple[Layer, Settings]:
+def _model(source: str, preset: str | None, changes: tuple[str, ...], backend: str) -> tuple[Layer, Settings]:
     """The model of a run's best weights, or of a recipe's settings."""
     from xpformer.backend import get_backend
     from xpformer.errors import ConfigError
@@ -57,13 +64,13 @@ def _model(source: str, preset: str | None, changes: tuple[str, ...]) -> tuple[L
             raise ConfigError(f"{source}: is a run and has its settings; --preset and --set are for a recipe")
         from xpformer.training.trained import load_trained
 
-        trained = load_trained(Path(source), backend="numpy")
+        trained = load_trained(Path(source), backend=backend)
         return trained.model, trained.settings
     from xpformer.training.recipe import find_recipe, load_recipe
 
     recipe = load_recipe(find_recipe(source))
     settings = recipe.settings(preset, changes)
-    return recipe.build(settings, 0).to(get_backend("numpy"), "float32"), settings
+    return recipe.build(settings, 0).to(get_backend(backend), "float32"), settings
 
 
 @click.command(cls=Command)
@@ -120,20 +127,22 @@ def _backend(name: str, usable: bool) -> dict[str, Any]:
 @click.argument("name", default="all", metavar="[OP|LAYER|all]")
 @click.option("--explain", is_flag=True, help="Print the derivation of the operation instead of checking it.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of arguments and directions.")
+@backend_option
 @json_option
 @click.pass_context
-def gradcheck(context: click.Context, name: str, explain: bool, seed: int, as_json: bool) -> None:
+def gradcheck(context: click.Context, name: str, explain: bool, seed: int, backend: str | None, as_json: bool) -> None:
     """Check the hand-written gradients, or explain them.
 
-    Every pair that the NumPy backend has is checked on every case in float64: finite differences along random
-    directions, all arguments together and each alone, and the rules that need no tolerance (linear in dy, the same
-    bits twice, ...). The exit status is 1 if one is wrong.
+    Every pair that the backend has (NumPy by default) is checked on every case in float64: finite differences along
+    random directions, all arguments together and each alone, and the rules that need no tolerance (linear in dy, the
+    same bits twice, ...). The exit status is 1 if one is wrong.
 
     Examples:
       xpformer gradcheck                  operations, layers and models
       xpformer gradcheck layer_norm       one operation, each argument
       xpformer gradcheck Block            one layer
       xpformer gradcheck attention --explain
+      xpformer gradcheck all --backend torch
     """
     from dataclasses import asdict
 
@@ -143,7 +152,7 @@ def gradcheck(context: click.Context, name: str, explain: bool, seed: int, as_js
     if explain:
         click.echo(derivation(chosen))
         return
-    rows = check(chosen, seed)
+    rows = check(chosen, seed, "numpy" if backend is None else backend)
     wrong = [row for row in rows if not row.ok]
     if as_json:
         print_json({"ok": not wrong, "checks": [{**asdict(row), "ok": row.ok} for row in rows]})
