@@ -1,4 +1,4 @@
-"""One table of arguments for every operation and layer: for the gradient check, the comparison of backends and the tests.
+"""One table of arguments for every operation and layer: for the gradient check, the comparison of backends, the tests.
 
 Those of kernels stand in :mod:`xpformer.analysis.kernel_cases`.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from xpformer.analysis.cases import KEY, Arguments, Case, Generator, case, wide
+from xpformer.analysis.cases import KEY, LATE_KEY, Arguments, Case, Generator, case, wide
 from xpformer.rng import MaskKey
 
 
