@@ -4,8 +4,8 @@ The heads are views of the packed projection: BLAS takes their strides, nothing 
 written into one packed array, which :mod:`xpformer_numpy.split_heads` recognises.
 
 Measured against the portable pair, float32, one thread: 50 sequences of 49 tokens, 4 heads of 24, forward 1.5 and
-backward 1.2 times as fast; 64 sequences of 16 tokens, 4 heads of 16, 2.6 and 1.4 times; causal with dropout, 4 sequences
-of 256 tokens, 6 heads of 64, 2.5 and 1.4 times.  Most of what is left is BLAS.
+backward 1.2 times as fast; 64 sequences of 16 tokens, 4 heads of 16, 2.6 and 1.4 times; 4 sequences of 256 tokens, 6
+heads of 64, causal with dropout, 2.5 and 1.4 times.  Most of what is left is BLAS.
 """
 
 from __future__ import annotations

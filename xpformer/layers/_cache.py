@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 class KVCache:
     """Keys and values of the tokens that a model has seen, for each of its attention layers.
 
-    What a pass adds counts from :meth:`advance` on: a pass that fails half-way leaves the cache as it was.  One cache belongs to one batch of sequences and goes from pass to pass: ``Context(backend, cache=cache)``.  It is
-    allocated once; where arrays can be written a pass writes its part, elsewhere the filled part is bound again.
+    One cache belongs to one batch of sequences and goes from pass to pass: ``Context(backend, cache=cache)``.  It is
+    allocated once; where arrays can be written a pass writes its part, elsewhere the filled part is bound again.  What
+    a pass adds counts from :meth:`advance` on, so that a pass that fails half-way leaves the cache as it was.
 
     Args:
         backend: where the arrays live.
