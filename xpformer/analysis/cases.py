@@ -1,5 +1,6 @@
-"""One table of arguments for every operation, kernel and layer: for the gradient check, the comparison of backends and
-the tests.
+"""One table of arguments for every operation and layer: for the gradient check, the comparison of backends, the tests.
+
+Those of kernels stand in :mod:`xpformer.analysis.kernel_cases`.
 
 The rules that make a case able to find a mistake (each is shown by a planted mistake in the tests):
 
@@ -24,7 +25,7 @@ from xpformer.analysis.layer_cases import LAYERS, LayerCase
 from xpformer.array import HostArray
 from xpformer.rng import MaskKey, host_generator
 
-__all__ = ["CASES", "KERNEL_CASES", "LAYERS", "Arguments", "Case", "Generator", "LayerCase"]
+__all__ = ["CASES", "LAYERS", "Arguments", "Case", "Generator", "LayerCase"]
 
 Generator = np.random.Generator
 
@@ -133,8 +134,8 @@ def additive(*shape: int, masked: bool = False, empty_row: bool = False) -> Call
     return make
 
 
-_KEY = MaskKey(0x9E3779B9, 0x7F4A7C15)
-_LATE_KEY = MaskKey(0x12345678, 0xFEDCBA98, first_sample=2**31)
+KEY = MaskKey(0x9E3779B9, 0x7F4A7C15)
+LATE_KEY = MaskKey(0x12345678, 0xFEDCBA98, first_sample=2**31)
 
 _QKV = ((3, 5, 4, 6), (3, 7, 4, 6), (3, 7, 4, 8))  # B=3 T=5 S=7 H=4 d=6 e=8
 _GROUPED = ((3, 5, 4, 6), (3, 7, 2, 6), (3, 7, 2, 8))  # G=2
@@ -165,8 +166,8 @@ CASES: dict[str, tuple[Case, ...]] = {
         case("additive mask a sequence", *_QKV, additive(3, 1, 5, 7)),
         case("additive mask with -inf", *_QKV, additive(5, 7, masked=True)),
         case("grouped additive mask causal", *_GROUPED, additive(4, 1, 7), causal=True, scale=0.5),
-        case("dropout", *_QKV, dropout=0.3, dropout_key=_KEY),
-        case("grouped causal dropout of late samples", *_GROUPED, causal=True, dropout=0.3, dropout_key=_LATE_KEY),
+        case("dropout", *_QKV, dropout=0.3, dropout_key=KEY),
+        case("grouped causal dropout of late samples", *_GROUPED, causal=True, dropout=0.3, dropout_key=LATE_KEY),
         case("rows that see nothing", *_QKV, allowed(5, 7, empty_row=True)),
         case("rows of -inf", *_QKV, additive(5, 7, masked=True, empty_row=True)),
         case("more queries than keys, causal", (3, 7, 4, 6), (3, 5, 4, 6), (3, 5, 4, 8), causal=True),
@@ -223,25 +224,27 @@ CASES: dict[str, tuple[Case, ...]] = {
         shape_case("empty batch, soft", (0, 6), (0, 6)),
     ),
     "drop_path": (
-        case("plain", (11, 3, 4), rate=0.4, key=_KEY),
-        case("late samples", (11, 3, 4), rate=0.4, key=_LATE_KEY),
-        case("rate 0", (5, 3, 4), rate=0.0, key=_KEY),
-        shape_case("one sample", (1, 3), rate=0.4, key=_KEY),
-        shape_case("empty batch", (0, 3, 4), rate=0.4, key=_KEY),
+        case("plain", (11, 3, 4), rate=0.4, key=KEY),
+        case("late samples", (11, 3, 4), rate=0.4, key=LATE_KEY),
+        case("rate 0", (5, 3, 4), rate=0.0, key=KEY),
+        shape_case("one sample", (1, 3), rate=0.4, key=KEY),
+        shape_case("empty batch", (0, 3, 4), rate=0.4, key=KEY),
     ),
     "dropout": (
-        case("plain", (5, 3, 4), rate=0.3, key=_KEY),
-        case("late samples", (5, 3, 4), rate=0.3, key=_LATE_KEY),
-        case("rate 0", (5, 3, 4), rate=0.0, key=_KEY),
-        shape_case("large", (3, 11003), rate=0.1, key=_KEY),
-        shape_case("one sample", (1, 3), rate=0.4, key=_KEY),
-        shape_case("empty batch", (0, 3, 4), rate=0.4, key=_KEY),
+        case("plain", (5, 3, 4), rate=0.3, key=KEY),
+        case("late samples", (5, 3, 4), rate=0.3, key=LATE_KEY),
+        case("rate 0", (5, 3, 4), rate=0.0, key=KEY),
+        shape_case("large", (3, 11003), rate=0.1, key=KEY),
+        shape_case("one sample", (1, 3), rate=0.4, key=KEY),
+        shape_case("empty batch", (0, 3, 4), rate=0.4, key=KEY),
     ),
     "embedding": (
         case("repeated ids", (5, 4), integers(5, 3, 7)),
         case("some rows unused", (9, 4), integers(3, 7)),
         case("int32", (5, 4), integers(5, 3, 7, dtype="int32")),
+        case("large vocabulary", (301, 4), integers(301, 17, 19)),
         shape_case("one id", (5, 4), np.asarray(3)),
+        shape_case("one id of a large vocabulary", (301, 4), np.asarray(300)),
         shape_case("empty batch", (5, 4), integers(5, 0, 7)),
     ),
     "flatten": (
@@ -316,12 +319,42 @@ CASES: dict[str, tuple[Case, ...]] = {
         shape_case("no tokens", (2, 0, 5), (5,)),
         shape_case("empty batch", (0, 3, 5), (5,)),
     ),
+    "project_to_vocabulary": (
+        case("plain", (2, 3, 4), (5, 4)),
+        case("a vector", (4,), (5, 4)),
+        case("a matrix", (3, 4), (5, 4)),
+        shape_case("one token of the vocabulary", (3, 4), (1, 4)),
+        shape_case("larger", (37, 65), (33, 65)),
+        shape_case("empty batch", (0, 3, 4), (5, 4)),
+    ),
     "relu": (
         case("plain", away_from_zero(4, 5)),
         shape_case("zero", np.zeros((2, 3))),
         shape_case("a number", away_from_zero()),
         shape_case("many", away_from_zero(33, 1001)),
         shape_case("empty", (0, 5)),
+    ),
+    "rms_norm": (
+        case("plain", (4, 3, 7), (7,)),
+        case("large eps", (4, 3, 7), (7,), eps=0.5),
+        case("one row", (7,), (7,)),
+        case("three axes of rows", (2, 3, 4, 7), (7,), eps=1e-5),
+        shape_case("many rows", (601, 64), (64,)),
+        shape_case("one number a row", (4, 1), (1,)),
+        shape_case("zeros", np.zeros((4, 7)), (7,)),
+        shape_case("empty batch", (0, 3, 7), (7,)),
+    ),
+    "rotary": (
+        case("positions", (2, 5, 3, 8), np.arange(5)),
+        case("later positions", (2, 5, 3, 8), np.arange(7, 12)),
+        case("positions a sequence", (2, 5, 3, 8), integers(50, 2, 5)),
+        case("another base", (2, 5, 3, 8), np.arange(5), base=100.0),
+        case("int32", (2, 5, 3, 8), integers(50, 5, dtype="int32")),
+        case("no leading axis", (5, 3, 8), np.arange(5)),
+        case("two leading axes", (2, 4, 5, 3, 6), integers(50, 4, 5)),
+        shape_case("one pair", (2, 5, 3, 2), np.arange(5)),
+        shape_case("one token", (2, 1, 3, 8), np.asarray([1023])),
+        shape_case("empty batch", (0, 5, 3, 8), np.arange(5)),
     ),
     "sigmoid": (
         case("plain", wide(4, 5)),
@@ -348,8 +381,16 @@ CASES: dict[str, tuple[Case, ...]] = {
         case("two parts", (2, 3, 4 * 5 * 2), heads=4, parts=2),
         case("one part", (2, 3, 4 * 5), heads=4, parts=1),
         case("no leading axis", (4 * 5 * 3,), heads=4),
+        case("grouped", (2, 3, (4 + 2 + 2) * 5), heads=(4, 2, 2)),
         shape_case("one head", (2, 3, 5 * 3), heads=1),
         shape_case("empty batch", (0, 3, 4 * 5 * 3), heads=4),
+    ),
+    "swiglu": (
+        case("plain", wide(4, 3, 10)),
+        case("a vector", wide(10)),
+        shape_case("far out", lambda g: np.concatenate([np.linspace(-80.0, 80.0, 41), g.standard_normal(41)])),
+        shape_case("one number", (4, 2)),
+        shape_case("empty batch", (0, 10)),
     ),
     "take_token": (
         case("first", (2, 3, 5)),
@@ -366,57 +407,3 @@ CASES: dict[str, tuple[Case, ...]] = {
     ),
 }
 """Operation to its cases."""
-
-
-def _update(kernel: str, moments: int, options: Mapping[str, Any]) -> tuple[Case, ...]:
-    """Parameters, gradients and moments (the last one not negative) of an optimizer's step."""
-
-    def make(size: int, extra: Mapping[str, Any]) -> Callable[[Generator], Arguments]:
-        def draw(generator: Generator) -> Arguments:
-            arrays = [generator.standard_normal(size) for _ in range(2 + moments)]
-            arrays[-1] = np.abs(arrays[-1])
-            return Arguments(tuple(arrays), {**options, **extra})
-
-        return draw
-
-    named: dict[str, tuple[int, dict[str, Any]]] = {
-        "plain": (37, {}),
-        "no decay": (37, {"weight_decay": 0.0}),
-        "scaled": (37, {"scale": 0.3}),
-        "not finite": (37, {"finite": False}),
-        "long": (70_001, {}),
-        "empty": (0, {}),
-    }
-    return tuple(Case(f"{kernel} {name}", make(size, extra)) for name, (size, extra) in named.items())
-
-
-_ADAM = {
-    "lr": 0.01,
-    "weight_decay": 0.1,
-    "decoupled": True,
-    "beta1": 0.9,
-    "beta2": 0.99,
-    "eps": 1e-8,
-    "correction1": 0.19,
-    "correction2": 0.0199,
-}
-_SGD = {"lr": 0.01, "weight_decay": 0.1, "momentum": 0.9, "nesterov": False}
-
-KERNEL_CASES: dict[str, tuple[Case, ...]] = {
-    "adam_step": (*_update("decoupled", 2, _ADAM), *_update("coupled", 2, {**_ADAM, "decoupled": False})),
-    "ema_step": (
-        case("plain", (37,), (37,), rate=0.01),
-        case("not finite", (37,), (37,), rate=0.01, finite=False),
-        case("long", (70_001,), (70_001,), rate=0.3),
-    ),
-    "erf": (case("plain", wide(4, 5)), case("far out", np.linspace(-45.0, 45.0, 181)), case("empty", (0, 3))),
-    "random_bits": (
-        case("plain", lambda _: (5, 3), lambda _: _KEY),
-        case("late samples", lambda _: (5, 3, 4), lambda _: _LATE_KEY),
-        case("long", lambda _: (3, 70_001), lambda _: MaskKey(1, 2, 3)),
-        case("empty", lambda _: (0, 3), lambda _: _KEY),
-    ),
-    "sgd_step": (*_update("plain", 1, _SGD), *_update("nesterov", 1, {**_SGD, "nesterov": True})),
-    "sum_of_squares": (case("plain", (37,)), case("long", (70_001,)), case("empty", (0,))),
-}
-"""Kernel to its cases.  ``random_bits`` takes ``xp`` and ``device`` besides."""
