@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,6 +102,7 @@ def predict(
       xpformer predict runs/vit-mnist-1 --first 12 --to pictures
       xpformer predict runs/vit-mnist-1 --index 7 --index 1014 --json
     """
+    from xpformer.errors import ConfigError
     from xpformer.training.predict import predict_images
     from xpformer.training.trained import load_trained
 
@@ -109,6 +111,8 @@ def predict(
             "name image files, or images of the data set with --index or --first", click.get_current_context()
         )
     trained = load_trained(run, step=step, backend=backend)
+    if "preprocessor.json" not in trained.task.documents:
+        raise ConfigError(f"{run}: is a language model; let it write: xpformer generate {shlex.quote(str(run))}")
     if images:
         choice: dict[str, Literal["auto"] | bool] = {"auto": "auto", "yes": True, "no": False}
         pictures = _from_files(trained, images, choice[invert])
@@ -137,16 +141,16 @@ def _from_files(trained: Trained, paths: Sequence[Path], invert: Literal["auto"]
 
 def _from_data(trained: Trained, split: str, indices: Sequence[int], folder: Path | None) -> list[Picture]:
     from xpformer.errors import ConfigError
-    from xpformer.training.trained import SPLITS, record_test_images
+    from xpformer.training.task import check_split
+    from xpformer.training.trained import record_test_images
 
-    if split not in SPLITS:
-        raise ConfigError(f"unknown split {split!r}; it is val, test or train")
-    images = getattr(trained.data(folder), SPLITS[split])
+    name = check_split(split)
+    images = getattr(trained.data(folder), name)
     if max(indices) >= len(images):
-        raise ConfigError(f"image {max(indices)}: the {SPLITS[split]} split has images 0 to {len(images) - 1}")
-    if SPLITS[split] == "test":
+        raise ConfigError(f"image {max(indices)}: the {name} split has images 0 to {len(images) - 1}")
+    if name == "test":
         record_test_images(trained, indices)
-    return [Picture(f"{SPLITS[split]} {i}", images.images[i], i, int(images.labels[i])) for i in indices]
+    return [Picture(f"{name} {i}", images.images[i], i, int(images.labels[i])) for i in indices]
 
 
 def _record(picture: Picture, probabilities: np.ndarray, names: Sequence[str]) -> dict[str, Any]:

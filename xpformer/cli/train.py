@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from xpformer.cli.shell import DIRECTORY, Command, backend_option, data_option, run_argument, say, threads_option
+from xpformer.cli.shell import DIRECTORY, Command, backend_option, data_option, run_argument, say, show, threads_option
 
 if TYPE_CHECKING:
     from xpformer.training.session import Session
@@ -98,11 +98,11 @@ def resume(run: Path, max_steps: int | None, backend: str | None, threads: int |
         say(f"note: {note}")
     done = session.progress.step
     if session.complete and (max_steps or 0) <= done:
-        p = session.progress
+        p, task = session.progress, session.recipe.task
         why = "ended by early stop" if p.finished == "early stop" else "is finished"
         say(
             f"{run}: {why} at step {done:,}, nothing is left to do; "
-            f"its best validation accuracy is {p.best_accuracy:.2%} (step {p.best_step:,})"
+            f"its best {task.best} is {task.best_so_far(p)} (step {p.best_step:,})"
         )
         _what_next(session)
         return
@@ -124,8 +124,8 @@ def _train(session: Session, max_steps: int | None) -> None:
         click.echo(f"go on with:  xpformer resume {shlex.quote(str(session.run.path))}")
         return
     if reason == "early stop":
-        patience = session.settings.train.patience
-        say(f"early stop at step {step:,} of {total:,}: {patience} evaluations without a better validation accuracy")
+        patience, best = session.settings.train.patience, session.recipe.task.best
+        say(f"early stop at step {step:,} of {total:,}: {patience} evaluations without a better {best}")
     _show_best(session)
     _what_next(session)
 
@@ -146,16 +146,17 @@ def _schedule_note(session: Session, limit: int) -> str:
 
 
 def _show_best(session: Session) -> None:
-    """Per-class table, confusion matrix and pictures of the best weights, on the validation split."""
+    """The report and the pictures of the best weights, on the validation split."""
     from xpformer.cli.pictures import draw
-    from xpformer.cli.report import show_evaluation
     from xpformer.training.trained import evaluate_run, load_trained
 
-    run = session.run
+    run, task = session.run, session.recipe.task
     trained = load_trained(run.path, backend=session.options.backend)
-    evaluation = evaluate_run(trained, "val", session.data, threads=session.trainer.threads)
-    show_evaluation(evaluation, f"best weights (step {trained.saved.step:,})")
-    draw(run, evaluation, session.data, curves=True)
+    result = evaluate_run(trained, "val", session.data, threads=session.trainer.threads)
+    show(*task.report(result, f"best weights (step {trained.saved.step:,})"))
+    draw(task, run, result, session.data, curves=True)
+    for line in task.finish(trained, session.data):
+        say(line)
 
 
 def _what_next(session: Session) -> None:
@@ -165,5 +166,8 @@ def _what_next(session: Session) -> None:
     log = session.run.log_path
     seen = log.exists() and any(record["event"] == "test" for record in Log.read(log))
     click.echo(f"the run is in {session.run.path}; next:")
-    click.echo(f"  xpformer evaluate {run}            the test images{'' if seen else ', unseen so far'}")
-    click.echo(f"  xpformer predict {run} --first 12  single images, with a picture")
+    steps = session.recipe.task.next_steps(session.data, test_seen=seen)
+    commands = [command.replace("RUN", run) for command, _ in steps]
+    width = max(map(len, commands))
+    for command, (_, what) in zip(commands, steps, strict=True):
+        click.echo(f"  {command:<{width}}  {what}")

@@ -13,6 +13,8 @@ from xpformer.data.order import batch_indices, steps_per_epoch
 class ImageBatches:
     """Normalized, augmented batches: a function of (seed, step) alone, and any part of a batch on its own.
 
+    A protocol of the trainer (:class:`xpformer.training.trainer.Batches`).
+
     Args:
         data: the three splits.
         seed: of the order and the augmentation.
@@ -20,6 +22,8 @@ class ImageBatches:
         augmentation: of the training images.
         dtype: of the images that come out.
     """
+
+    unit, units, evaluation_batch = "images", 1, 500
 
     def __init__(
         self,
@@ -33,6 +37,7 @@ class ImageBatches:
         self.data, self.seed, self.batch_size, self.dtype = data, seed, batch_size, np.dtype(dtype)
         self.augmentation = augmentation or Augmentation()
         self.steps_per_epoch = steps_per_epoch(len(data.train), batch_size)
+        self.targets = batch_size
 
     def indices(self, step: int) -> HostArray:
         """Which training samples step ``step`` (from 0) takes: (batch_size,)."""
@@ -48,6 +53,15 @@ class ImageBatches:
         """The ``train``, ``validation`` or ``test`` split."""
         chosen: ImageSet = getattr(self.data, name)
         return chosen
+
+    def count(self, split: str) -> int:
+        """Images of a split."""
+        return len(self.split(split))
+
+    def held(self, split: str, start: int, stop: int) -> tuple[HostArray, HostArray]:
+        """Images ``start`` to ``stop`` of a split as they are, and their labels."""
+        data = self.split(split)
+        return self.normalize(data.images[start:stop]), data.labels[start:stop]
 
     def normalize(self, images: HostArray) -> HostArray:
         """Pixels 0..255 to what the model takes."""

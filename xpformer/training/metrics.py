@@ -1,13 +1,39 @@
-"""Accuracy, precision, recall and F1 from a confusion matrix."""
+"""What an evaluation says: accuracy, precision, recall and F1 of classes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from xpformer.array import HostArray
+
+
+class Result(Protocol):
+    """One pass over a split, of any task."""
+
+    @property
+    def split(self) -> str:
+        """Its name."""
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy without label smoothing, in nats."""
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right predictions."""
+
+    @property
+    def figure(self) -> tuple[str, str]:
+        """Name and text of the figure that people compare."""
+
+    def beats(self, accuracy: float, loss: float) -> bool:
+        """Whether it is better than the best so far."""
+
+    def summary(self) -> dict[str, object]:
+        """What a log or a program reads."""
 
 
 class ClassMetrics(NamedTuple):
@@ -46,6 +72,15 @@ class Evaluation:
     def accuracy(self) -> float:
         """Share of right predictions."""
         return float(np.trace(self.confusion) / max(1, self.count))
+
+    @property
+    def figure(self) -> tuple[str, str]:
+        """The accuracy."""
+        return "accuracy", f"{self.accuracy:.2%}"
+
+    def beats(self, accuracy: float, loss: float) -> bool:
+        """By accuracy, then by loss."""
+        return (self.accuracy, -self.loss) > (accuracy, -loss)
 
     def per_class(self) -> list[ClassMetrics]:
         """Precision, recall, F1 and support of each class."""

@@ -10,19 +10,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import xpformer
 from xpformer.backend import Backend, get_backend
-from xpformer.data.batches import ImageBatches
-from xpformer.data.images import ImageData
-from xpformer.errors import CheckpointError, DataError, NonFiniteError, RunError
+from xpformer.errors import CheckpointError, NonFiniteError, RunError
 from xpformer.training import checkpoint, fs
 from xpformer.training.environment import environment_manifest
 from xpformer.training.log import Log
-from xpformer.training.metrics import Evaluation
+from xpformer.training.metrics import Result
 from xpformer.training.parallel import thread_count
-from xpformer.training.recipe import Recipe, Settings, find_recipe, load_recipe, settings_to_dict
+from xpformer.training.recipe import Recipe, find_recipe, load_recipe, settings_to_dict
 from xpformer.training.run import Run, default_run_path
 from xpformer.training.signals import Interrupted, StopRequest, stop_on_signals
+from xpformer.training.task import AnyData, AnySettings
 from xpformer.training.trained import check_options, load_data, read_config
 from xpformer.training.trainer import Progress, StepResult, Trainer
 
@@ -36,7 +34,7 @@ class Reporter:
     def stepped(self, session: Session, result: StepResult) -> None:
         """One update is done."""
 
-    def evaluated(self, session: Session, evaluation: Evaluation, *, best: bool) -> None:
+    def evaluated(self, session: Session, evaluation: Result, *, best: bool) -> None:
         """The validation split was evaluated."""
 
     def saved(self, session: Session, path: Path) -> None:
@@ -73,12 +71,12 @@ class Session:
     """
 
     def __init__(
-        self, run: Run, recipe: Recipe, settings: Settings, options: Options, trainer: Trainer, data: ImageData
+        self, run: Run, recipe: Recipe, settings: AnySettings, options: Options, trainer: Trainer, data: AnyData
     ) -> None:
         self.run, self.recipe, self.settings, self.options = run, recipe, settings, options
         self.trainer, self.data = trainer, data
         self.saved: int | None = None
-        self.last_evaluation: Evaluation | None = None
+        self.last_evaluation: Result | None = None
 
     @property
     def progress(self) -> Progress:
@@ -177,7 +175,7 @@ class Session:
             )
             log.write("nonfinite", p.step, message=message)
             raise NonFiniteError(message)
-        best = (evaluation.accuracy, -evaluation.loss) > (p.best_accuracy, -p.best_loss)
+        best = evaluation.beats(p.best_accuracy, p.best_loss)
         p.last_evaluation = p.step
         p.evaluations_since_best = 0 if best else p.evaluations_since_best + 1
         if best:
@@ -200,7 +198,7 @@ class Session:
                 raise CheckpointError(f"{link}: cannot be moved to {name}: {error.strerror}") from error
 
     def _save(self, log: Log, reporter: Reporter, *, best: bool = False) -> None:
-        documents = model_documents(self.settings, self.data)
+        documents = self.recipe.task.describe(self.settings, self.data)
         with self._recorded(log):
             self.trainer.confirm()
         path = self.trainer.save(self.run.checkpoints, documents=documents, best=best)
@@ -219,32 +217,14 @@ class Session:
             raise
 
 
-def model_documents(settings: Settings, data: ImageData) -> dict[str, object]:
-    """What stands beside the weights: the model's shape, and how an image becomes its input."""
-    model = {"model_type": "xpformer-vit", "xpformer_version": xpformer.__version__}
-    return {
-        "config.json": model | settings_to_dict(settings)["model"] | {"class_names": list(data.classes)},
-        "preprocessor.json": {"mean": list(data.mean), "std": list(data.std), "image_shape": list(data.image_shape)},
-    }
-
-
-def make_trainer(recipe: Recipe, settings: Settings, options: Options, backend: Backend, data: ImageData) -> Trainer:
+def make_trainer(recipe: Recipe, settings: AnySettings, options: Options, backend: Backend, data: AnyData) -> Trainer:
     """The trainer of a recipe's model on a backend; raises :class:`DataError` if the data do not fit the model."""
+    task = recipe.task
+    settings = task.fit(settings, data)
     model = recipe.build(settings, options.seed).to(backend, options.dtype)
-    expected = (settings.model.channels, settings.model.image_size, settings.model.image_size)
-    if data.image_shape != expected or len(data.classes) != settings.model.classes:
-        raise DataError(
-            f"data {data.name}: images {data.image_shape} in {len(data.classes)} classes do not fit the model, which "
-            f"takes {expected} in {settings.model.classes}; set model.channels, model.image_size and model.classes"
-        )
-    batches = ImageBatches(
-        data,
-        seed=options.seed,
-        batch_size=settings.train.batch_size,
-        augmentation=settings.augmentation,
-        dtype=options.dtype,
-    )
-    return Trainer(model, batches, settings.train, seed=options.seed, threads=options.threads)
+    batches = task.batches(settings, data, seed=options.seed, dtype=options.dtype)
+    objective = task.objective(settings)
+    return Trainer(model, batches, settings.train, seed=options.seed, threads=options.threads, objective=objective)
 
 
 def _holds_something(out: Path) -> bool:
@@ -284,6 +264,7 @@ def start(
             "or take another --out"
         )
     data = recipe.read_data(options.data, settings, options.seed)
+    settings = recipe.task.fit(settings, data)
     trainer = make_trainer(recipe, settings, options, backend, data)
     config = {
         "recipe": recipe.name,

@@ -1,0 +1,180 @@
+"""What the trainer, runs and the command line have to know of a task, in one object.
+
+The trainer knows no model and no data; a run and a recipe know their task; the task knows both::
+
+    recipe text ──> Recipe(task) ──> settings ──> data ──> fit(settings, data) ──> build ──> Trainer
+                                                                                     │
+                     evaluate, predict, figures, report  <── checkpoint + documents ─┘
+
+There are two: :mod:`xpformer.training.tasks.images` and :mod:`xpformer.training.tasks.text`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+
+from xpformer.errors import ConfigError, DataError
+from xpformer.layers import Layer
+from xpformer.training.config import TrainConfig
+from xpformer.training.objective import Objective
+from xpformer.training.trainer import Batches, Progress
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from xpformer.training.run import Run
+    from xpformer.training.trained import Trained
+
+SPLITS = {"val": "validation", "validation": "validation", "test": "test", "train": "train"}
+"""What a user may call a split, and its name."""
+
+
+class AnySettings(Protocol):
+    """The settings of a task: a frozen dataclass of sections, each a frozen dataclass of options."""
+
+    @property
+    def model(self) -> Any:
+        """The shape of the model."""
+
+    @property
+    def train(self) -> TrainConfig:
+        """How it is trained."""
+
+
+class AnyData(Protocol):
+    """The data of a task."""
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of each part, for the run's manifest."""
+
+
+S = TypeVar("S", bound=AnySettings)
+D = TypeVar("D", bound=AnyData)
+
+
+class Task(ABC, Generic[S, D]):
+    """One kind of problem: its settings, data, model, loss, and how its results are shown."""
+
+    settings: ClassVar[type[Any]]
+    """The dataclass whose sections ``--set`` reaches."""
+    data: ClassVar[type[Any]]
+    """What a recipe's ``load_data`` gives."""
+    model_type: ClassVar[str]
+    """In a checkpoint's ``config.json``."""
+    documents: ClassVar[tuple[str, ...]]
+    """The files beside a checkpoint's weights."""
+    measures: ClassVar[tuple[str, ...]]
+    """Of ``loss`` and ``accuracy``, those that are shown while a run trains."""
+    best: ClassVar[str]
+    """The figure that the best weights have the best of."""
+
+    # ---- from settings to a trainer ---------------------------------------------------------------------------------
+
+    @abstractmethod
+    def load(self, load_data: Callable[..., object], folder: Path | None, settings: S, seed: int) -> object:
+        """Call a recipe's ``load_data`` with what it takes."""
+
+    @abstractmethod
+    def fit(self, settings: S, data: D) -> S:
+        """The settings, completed by what only the data knows.
+
+        Raises:
+            DataError: if the data do not fit the model.
+        """
+
+    @abstractmethod
+    def build(self, settings: S, seed: int) -> Layer:
+        """The model, not yet on a backend."""
+
+    @abstractmethod
+    def batches(self, settings: S, data: D, *, seed: int, dtype: str) -> Batches:
+        """The data as a trainer takes it."""
+
+    @abstractmethod
+    def objective(self, settings: S) -> Objective:
+        """What training makes small."""
+
+    @abstractmethod
+    def sample(self, settings: S) -> tuple[tuple[int, ...], int]:
+        """The shape of one input, and the number of ids where it holds ids, else 0."""
+
+    @abstractmethod
+    def describe(self, settings: S, data: D) -> dict[str, object]:
+        """The documents beside a checkpoint's weights, by file name."""
+
+    # ---- what people see --------------------------------------------------------------------------------------------
+
+    def splits(self, data: D) -> tuple[str, ...]:
+        """Those that the data has."""
+        return ("train", "validation", "test")
+
+    def split(self, name: str | None, data: D) -> str:
+        """The split that a user calls so; by default the test split, or validation where there is none.
+
+        Raises:
+            ConfigError: if there is no such split.
+        """
+        known = self.splits(data)
+        split = known[-1] if name is None else check_split(name)
+        if split not in known:
+            raise ConfigError(f"{data.name}: has no {split} split; it has {', '.join(known)}")
+        return split
+
+    @abstractmethod
+    def sizes(self, data: D) -> str:
+        """How much there is to learn from."""
+
+    @abstractmethod
+    def best_so_far(self, progress: Progress) -> str:
+        """The best figure as people read it."""
+
+    @abstractmethod
+    def report(self, result: Any, what: str) -> Sequence[RenderableType]:
+        """An evaluation as text and tables for the terminal; ``what`` says of which weights."""
+
+    @abstractmethod
+    def figures(self, run: Run, result: Any, data: D, *, curves: bool) -> list[Path]:
+        """Draw an evaluation (and the training curves) into the run's ``figures/``."""
+
+    def finish(self, trained: Trained, data: D) -> list[str]:
+        """What is left to do when a run has ended, with its best weights: one line on each file it writes."""
+        return []
+
+    @abstractmethod
+    def next_steps(self, data: D, *, test_seen: bool) -> list[tuple[str, str]]:
+        """Commands that take a finished run, ``RUN`` in its place, and what each does."""
+
+    def check_csv(self, path: Path) -> None:
+        """Raise :class:`ConfigError` unless evaluations have a table per class."""
+        raise ConfigError(f"--csv {path}: there are no classes to make a table of; take --json")
+
+    def write_csv(self, result: Any, path: Path) -> Path:
+        """The table per class."""
+        raise NotImplementedError
+
+
+def check_split(name: str) -> str:
+    """The split that a user calls ``name``; raises :class:`ConfigError` if there is none."""
+    if name not in SPLITS:
+        raise ConfigError(f"unknown split {name!r}; it is val, test or train")
+    return SPLITS[name]
+
+
+def model_document(task: Task[Any, Any], model: Mapping[str, Any]) -> dict[str, object]:
+    """A checkpoint's ``config.json`` with the model's options."""
+    import xpformer
+
+    return {"model_type": task.model_type, "xpformer_version": xpformer.__version__, **model}
+
+
+def check_data(name: str, data: object, task: Task[Any, Any]) -> None:
+    """Raise :class:`DataError` unless a recipe's ``load_data`` gave the task's data."""
+    if not isinstance(data, task.data):
+        raise DataError(f"recipe {name}: load_data gave {type(data).__name__}, expected {task.data.__name__}")
