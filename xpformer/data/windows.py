@@ -25,7 +25,7 @@ Tokens = npt.NDArray[np.integer[Any]]
 # A mark and the quotes and brackets that close behind it; in scripts with spaces also what separates, so that neither
 # 3.14 nor "Mr.Smith" is an end.  An empty line ends a heading or a verse.
 _SENTENCE_END = re.compile(
-    r"""[.!?]+["'”’»)\]]*\s+ | [。！？…]+[”’」』）]*\s* | \n\s*\n\s*""".encode(), re.VERBOSE | re.ASCII
+    r"""[.!?]+(?:["')\]]|”|’|»)*\s+ | (?:。|！|？|…)+(?:”|’|」|』|）)*\s* | \n\s*\n\s*""".encode(), re.VERBOSE
 )
 
 
