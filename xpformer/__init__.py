@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from xpformer.backend import Backend, get_backend
     from xpformer.layers import Context, Gradients, Layer, Observer, Parameter
+    from xpformer.models.gpt import GPT, GPTConfig
     from xpformer.models.vit import ViT, ViTConfig
     from xpformer.rng import Rng
     from xpformer.training.config import TrainConfig
@@ -29,13 +30,17 @@ _HOMES = {
     "Rng": "xpformer.rng",
     "TrainConfig": "xpformer.training.config",
     "Trainer": "xpformer.training.trainer",
+    "GPT": "xpformer.models.gpt",
+    "GPTConfig": "xpformer.models.gpt",
     "ViT": "xpformer.models.vit",
     "ViTConfig": "xpformer.models.vit",
 }
 
 __all__ = [
+    "GPT",
     "Backend",
     "Context",
+    "GPTConfig",
     "Gradients",
     "Layer",
     "Observer",

@@ -20,11 +20,15 @@ from xpformer.functional.mean_tokens import mean_tokens
 from xpformer.functional.mse import mse
 from xpformer.functional.patchify import patchify
 from xpformer.functional.prepend_token import prepend_token
+from xpformer.functional.project_to_vocabulary import project_to_vocabulary
 from xpformer.functional.relu import relu
+from xpformer.functional.rms_norm import rms_norm
+from xpformer.functional.rotary import rotary
 from xpformer.functional.sigmoid import sigmoid
 from xpformer.functional.silu import silu
 from xpformer.functional.softmax import softmax
 from xpformer.functional.split_heads import split_heads
+from xpformer.functional.swiglu import swiglu
 from xpformer.functional.take_token import take_token
 from xpformer.functional.tanh import tanh
 
@@ -47,11 +51,15 @@ OPERATIONS: dict[str, Op] = {
         mse,
         patchify,
         prepend_token,
+        project_to_vocabulary,
         relu,
+        rms_norm,
+        rotary,
         sigmoid,
         silu,
         softmax,
         split_heads,
+        swiglu,
         take_token,
         tanh,
     )
@@ -79,11 +87,15 @@ __all__ = [
     "mse",
     "patchify",
     "prepend_token",
+    "project_to_vocabulary",
     "relu",
+    "rms_norm",
+    "rotary",
     "sigmoid",
     "silu",
     "softmax",
     "split_heads",
+    "swiglu",
     "take_token",
     "tanh",
 ]

@@ -1,18 +1,20 @@
 """Thin layers over the operations, and the context that a pass runs in."""
 
-from xpformer.layers._context import Context, Entry, Observer
+from xpformer.layers._cache import KVCache
+from xpformer.layers._context import Context, Entry, Observer, Tokens
 from xpformer.layers._layer import Layer
 from xpformer.layers.activation import Activation
 from xpformer.layers.attention import MultiHeadAttention
 from xpformer.layers.block import Block
 from xpformer.layers.conv import Conv2d
 from xpformer.layers.dropout import Dropout, DropPath
+from xpformer.layers.embedding import Embedding, TiedHead
 from xpformer.layers.linear import Linear
 from xpformer.layers.mlp import MLP
-from xpformer.layers.norm import LayerNorm
+from xpformer.layers.norm import LayerNorm, RMSNorm
 from xpformer.layers.patch_embedding import ConvPatches, FlattenPatches
 from xpformer.layers.pooling import ClassToken, Head, Pool
-from xpformer.layers.position import Positions
+from xpformer.layers.position import Positions, TokenPositions
 from xpformer.parameters import Constant, Gradients, Parameter, ParameterStore, Segment
 
 __all__ = [
@@ -26,10 +28,12 @@ __all__ = [
     "ConvPatches",
     "DropPath",
     "Dropout",
+    "Embedding",
     "Entry",
     "FlattenPatches",
     "Gradients",
     "Head",
+    "KVCache",
     "Layer",
     "LayerNorm",
     "Linear",
@@ -39,5 +43,9 @@ __all__ = [
     "ParameterStore",
     "Pool",
     "Positions",
+    "RMSNorm",
     "Segment",
+    "TiedHead",
+    "TokenPositions",
+    "Tokens",
 ]

@@ -6,14 +6,24 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from xpformer.array import Array, is_floating
-from xpformer.errors import TapeError
+from xpformer.errors import ConfigError, TapeError
 from xpformer.functional._op import Op, Pair
 from xpformer.parameters import Gradients, Parameter
 from xpformer.rng import MaskKey, Rng
 
 if TYPE_CHECKING:
     from xpformer.backend import Backend
+    from xpformer.layers._cache import KVCache
     from xpformer.layers._layer import Layer
+
+
+class Tokens(NamedTuple):
+    """Where the tokens of a pass stand in their sequences, and which keys are tokens."""
+
+    positions: Any
+    """(T,) or (B, T) int64."""
+    mask: Any
+    """(B, 1, 1, S) boolean, true where key j is a token and not padding; or ``None``."""
 
 
 class Entry(NamedTuple):
@@ -61,6 +71,13 @@ class Context:
         grads: where the backward leaves the parameters' gradients; without it nothing is kept for a backward.
         observer: sees every layer and operation.
         input_gradient: whether the model's backward returns the gradient of its input.
+        cache: keys and values of earlier passes over the same sequences; for inference.
+
+    Attributes:
+        tokens: what a model of sequences says of them to its layers; ``None``: a sequence each, from position 0.
+
+    Raises:
+        ConfigError: if there are both gradients and a cache.
     """
 
     def __init__(
@@ -71,12 +88,17 @@ class Context:
         grads: Gradients | None = None,
         observer: Observer | None = None,
         input_gradient: bool = False,
+        cache: KVCache | None = None,
     ) -> None:
+        if grads is not None and cache is not None:
+            raise ConfigError("a context has gradients or a cache, not both: the cached keys have no backward")
         self.backend = backend
         self.rng = rng
         self.grads = grads
         self.observer = observer
         self.input_gradient = input_gradient
+        self.cache = cache
+        self.tokens: Tokens | None = None
         self.tape: list[Entry] | None = None if grads is None else []
         self._layers: list[Layer] = []
         self._uses: dict[str, int] = {}

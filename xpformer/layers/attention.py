@@ -8,26 +8,34 @@ from xpformer import initializers as init
 from xpformer.errors import ConfigError
 from xpformer.functional.attention import attention
 from xpformer.functional.flatten import flatten
+from xpformer.functional.rotary import rotary
 from xpformer.functional.split_heads import split_heads
 from xpformer.layers._context import Context
 from xpformer.layers._layer import Layer
 from xpformer.layers.dropout import Dropout
 from xpformer.layers.linear import Linear
+from xpformer.layers.position import token_positions
 from xpformer.parameters import Initializer
 
 
 class MultiHeadAttention(Layer):
     """``concat_h(softmax(Q_h K_hᵀ / sqrt(d)) V_h) W_o`` (Vaswani et al. 2017, section 3.2).
 
-    Query, key and value come from one fused projection (dim -> 3 dim), its columns ordered q, k, v, each by heads.
+    Query, key and value come from one fused projection, its columns ordered q, k, v, each by heads.
+
+    In a context with a cache the keys and values of earlier passes are read too, and those of this pass added.
 
     Args:
         dim: width D of the tokens.
         heads: number of heads; it divides ``dim``.
-        qkv_bias: whether the fused projection has a bias.
+        kv_heads: heads of key and value; a divisor of ``heads``, each read by a group of them; 0 means as many.
+        qkv_bias: whether the fused projection has a bias; ``bias``: the output projection.
         projection: whether the output projection W_o exists (the reference model has none).
         causal: token i sees tokens 0..i only.
+        rotary_base: the base of rotary positions, 10000 in their paper; 0 means none.
         dropout: rate on the output; ``attention_dropout``: rate on the attention weights.
+        weight_init: of the fused projection; ``output_init``: of the output projection, the same if not given.
+        bias_init: of both biases.
     """
 
     def __init__(
@@ -35,27 +43,50 @@ class MultiHeadAttention(Layer):
         dim: int,
         heads: int,
         *,
+        kv_heads: int = 0,
         qkv_bias: bool = True,
+        bias: bool = True,
         projection: bool = True,
         causal: bool = False,
+        rotary_base: float = 0.0,
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
         weight_init: Initializer = init.xavier_uniform,
+        output_init: Initializer | None = None,
         bias_init: Initializer = init.zeros,
     ) -> None:
         if heads < 1 or dim % heads:
             raise ConfigError(f"heads = {heads} does not divide the width {dim}; each head takes dim / heads columns")
-        self.heads, self.causal, self.attention_dropout = heads, causal, attention_dropout
-        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias, weight_init=weight_init, bias_init=bias_init)
-        self.projection = Linear(dim, dim, weight_init=weight_init, bias_init=bias_init) if projection else None
+        kv_heads = kv_heads or heads
+        if kv_heads < 1 or heads % kv_heads:
+            raise ConfigError(f"kv_heads = {kv_heads} does not divide heads = {heads}; heads read keys in equal groups")
+        if rotary_base and dim // heads % 2:
+            raise ConfigError(f"rotary positions turn pairs of numbers, a head has {dim // heads}; take an even number")
+        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, dim // heads
+        self.causal, self.rotary_base, self.attention_dropout = causal, rotary_base, attention_dropout
+        width = (heads + 2 * kv_heads) * self.head_dim
+        self.qkv = Linear(dim, width, bias=qkv_bias, weight_init=weight_init, bias_init=bias_init)
+        self.projection = (
+            Linear(dim, dim, bias=bias, weight_init=output_init or weight_init, bias_init=bias_init)
+            if projection
+            else None
+        )
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Any, ctx: Context) -> Any:
         """(B, T, D) -> (B, T, D)."""
-        q, k, v = ctx.forward(split_heads, self.qkv.forward(x, ctx), heads=self.heads)  # (B, T, H, d) each
+        parts = (self.heads, self.kv_heads, self.kv_heads)
+        q, k, v = ctx.forward(split_heads, self.qkv.forward(x, ctx), heads=parts)  # (B, T, H, d), (B, T, G, d) twice
+        if self.rotary_base:
+            positions = token_positions(x, ctx)  # (T,) or (B, T)
+            q = ctx.forward(rotary, q, positions, base=self.rotary_base)
+            k = ctx.forward(rotary, k, positions, base=self.rotary_base)
+        if ctx.cache is not None:
+            k, v = ctx.cache.extend(ctx.path, k, v)  # (B, S, G, d)
+        mask = ctx.tokens.mask if ctx.tokens else None
         key = ctx.mask_key() if self.attention_dropout else None
         drop = {"dropout": self.attention_dropout, "dropout_key": key} if key is not None else {}
-        y = ctx.forward(attention, q, k, v, causal=self.causal, **drop)  # (B, T, H, d)
+        y = ctx.forward(attention, q, k, v, mask, causal=self.causal, **drop)  # (B, T, H, d)
         y = ctx.forward(flatten, y, start=-2)  # (B, T, D)
         if self.projection is not None:
             y = self.projection.forward(y, ctx)
@@ -66,5 +97,8 @@ class MultiHeadAttention(Layer):
         dy = self.dropout.backward(dy, ctx)
         if self.projection is not None:
             dy = self.projection.backward(dy, ctx)
-        dqkv = ctx.backward(attention, ctx.backward(flatten, dy))
-        return self.qkv.backward(ctx.backward(split_heads, dqkv), ctx)
+        dq, dk, dv = ctx.backward(attention, ctx.backward(flatten, dy))
+        if self.rotary_base:
+            dk = ctx.backward(rotary, dk)
+            dq = ctx.backward(rotary, dq)
+        return self.qkv.backward(ctx.backward(split_heads, (dq, dk, dv)), ctx)

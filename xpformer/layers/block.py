@@ -5,17 +5,41 @@ from __future__ import annotations
 from typing import Any
 
 from xpformer import initializers as init
+from xpformer.errors import ConfigError, suggest
 from xpformer.layers._context import Context
 from xpformer.layers._layer import Layer
 from xpformer.layers.attention import MultiHeadAttention
 from xpformer.layers.dropout import DropPath
 from xpformer.layers.mlp import MLP
-from xpformer.layers.norm import LayerNorm
+from xpformer.layers.norm import make_norm
 from xpformer.parameters import Initializer
+
+ORDERS = ("pre", "post")
 
 
 class Block(Layer):
-    """Pre-norm: ``x + attention(norm1(x))``, then ``x + mlp(norm2(x))`` (Dosovitskiy et al. 2021, eq. 2 and 3)."""
+    """``x + attention(norm1(x))``, then ``x + mlp(norm2(x))`` (Dosovitskiy et al. 2021, eq. 2 and 3).
+
+    Post-norm is ``norm1(x + attention(x))``, then ``norm2(x + mlp(x))`` (Vaswani et al. 2017, section 3.1).
+
+    Args:
+        dim: width of the tokens.
+        heads: of attention; ``kv_heads``: of its keys and values, 0 for as many.
+        hidden: width between the two maps of the MLP.
+        activation: of the MLP; ``swiglu`` makes it gated.
+        norm: ``layer_norm`` or ``rms_norm``; ``norm_eps``: its eps.
+        order: ``pre`` or ``post``: where the norms stand.
+        mlp_first: the MLP before attention, as in the reference GPT.
+        bias: of the norms, the output projection and the MLP; ``qkv_bias``: of query, key and value.
+        projection: the output projection of attention.
+        causal: token i sees tokens 0..i only.
+        rotary_base: of rotary positions; 0 means none.
+        dropout: on the output of both branches; ``hidden_dropout``: behind the activation, the same if not given.
+        attention_dropout: on the attention weights.
+        drop_path: on whole branches.
+        weight_init: of all matrices but the last one of each branch, whose is ``output_init`` if that is given.
+        bias_init: of all biases but the norms'.
+    """
 
     def __init__(
         self,
@@ -23,42 +47,79 @@ class Block(Layer):
         heads: int,
         hidden: int,
         *,
+        kv_heads: int = 0,
         activation: str = "gelu",
+        norm: str = "layer_norm",
+        norm_eps: float = 1e-5,
+        order: str = "pre",
+        mlp_first: bool = False,
+        bias: bool = True,
         qkv_bias: bool = True,
         projection: bool = True,
         causal: bool = False,
+        rotary_base: float = 0.0,
         dropout: float = 0.0,
+        hidden_dropout: float | None = None,
         attention_dropout: float = 0.0,
         drop_path: float = 0.0,
-        norm_eps: float = 1e-5,
         weight_init: Initializer = init.xavier_uniform,
+        output_init: Initializer | None = None,
         bias_init: Initializer = init.zeros,
     ) -> None:
-        self.norm1 = LayerNorm(dim, eps=norm_eps)
+        if order not in ORDERS:
+            raise ConfigError(f"unknown order {order!r}; {suggest(order, ORDERS)}")
+        self.post, self.mlp_first = order == "post", mlp_first
+        self.norm1 = make_norm(norm, dim, eps=norm_eps, bias=bias)
         self.attention = MultiHeadAttention(
             dim,
             heads,
+            kv_heads=kv_heads,
             qkv_bias=qkv_bias,
+            bias=bias,
             projection=projection,
             causal=causal,
+            rotary_base=rotary_base,
             dropout=dropout,
             attention_dropout=attention_dropout,
             weight_init=weight_init,
+            output_init=output_init,
             bias_init=bias_init,
         )
         self.drop_path1 = DropPath(drop_path)
-        self.norm2 = LayerNorm(dim, eps=norm_eps)
+        self.norm2 = make_norm(norm, dim, eps=norm_eps, bias=bias)
         self.mlp = MLP(
-            dim, hidden, activation=activation, dropout=dropout, weight_init=weight_init, bias_init=bias_init
+            dim,
+            hidden,
+            activation=activation,
+            bias=bias,
+            dropout=dropout,
+            hidden_dropout=hidden_dropout,
+            weight_init=weight_init,
+            output_init=output_init,
+            bias_init=bias_init,
         )
         self.drop_path2 = DropPath(drop_path)
 
+    def branches(self) -> tuple[tuple[Layer, Layer, Layer], ...]:
+        """Norm, body and drop path of the two residual branches, in the order of the forward."""
+        attention = (self.norm1, self.attention, self.drop_path1)
+        mlp = (self.norm2, self.mlp, self.drop_path2)
+        return (mlp, attention) if self.mlp_first else (attention, mlp)
+
     def forward(self, x: Any, ctx: Context) -> Any:
         """(B, T, D) -> (B, T, D)."""
-        x = x + self.drop_path1.forward(self.attention.forward(self.norm1.forward(x, ctx), ctx), ctx)
-        return x + self.drop_path2.forward(self.mlp.forward(self.norm2.forward(x, ctx), ctx), ctx)
+        for norm, body, drop_path in self.branches():
+            y = body.forward(x if self.post else norm.forward(x, ctx), ctx)
+            x = x + drop_path.forward(y, ctx)
+            if self.post:
+                x = norm.forward(x, ctx)
+        return x
 
     def backward(self, dy: Any, ctx: Context) -> Any:
         """``dx``."""
-        dy = dy + self.norm2.backward(self.mlp.backward(self.drop_path2.backward(dy, ctx), ctx), ctx)
-        return dy + self.norm1.backward(self.attention.backward(self.drop_path1.backward(dy, ctx), ctx), ctx)
+        for norm, body, drop_path in reversed(self.branches()):
+            if self.post:
+                dy = norm.backward(dy, ctx)
+            dx = body.backward(drop_path.backward(dy, ctx), ctx)
+            dy = dy + (dx if self.post else norm.backward(dx, ctx))
+        return dy

@@ -7,14 +7,24 @@ from typing import Any
 from xpformer import initializers as init
 from xpformer.layers._context import Context
 from xpformer.layers._layer import Layer
-from xpformer.layers.activation import Activation
+from xpformer.layers.activation import GATED, Activation
 from xpformer.layers.dropout import Dropout
 from xpformer.layers.linear import Linear
 from xpformer.parameters import Initializer
 
 
 class MLP(Layer):
-    """``act(x W1 + b1) W2 + b2`` on each token, hidden width ``hidden``."""
+    """``act(x W1 + b1) W2 + b2`` on each token, hidden width ``hidden``.
+
+    Args:
+        dim: width of the tokens.
+        hidden: width between the two maps; with a gated activation W1 gives twice as much, gate and value.
+        activation: by name.
+        bias: whether the two maps have one.
+        dropout: rate on the output; ``hidden_dropout``: behind the activation, the same if not given.
+        weight_init: of W1; ``output_init``: of W2, the same if not given.
+        bias_init: of both biases.
+    """
 
     def __init__(
         self,
@@ -22,14 +32,18 @@ class MLP(Layer):
         hidden: int,
         *,
         activation: str = "gelu",
+        bias: bool = True,
         dropout: float = 0.0,
+        hidden_dropout: float | None = None,
         weight_init: Initializer = init.xavier_uniform,
+        output_init: Initializer | None = None,
         bias_init: Initializer = init.zeros,
     ) -> None:
-        self.fc1 = Linear(dim, hidden, weight_init=weight_init, bias_init=bias_init)
+        width = 2 * hidden if activation in GATED else hidden
+        self.fc1 = Linear(dim, width, bias=bias, weight_init=weight_init, bias_init=bias_init)
         self.activation = Activation(activation)
-        self.dropout1 = Dropout(dropout)
-        self.fc2 = Linear(hidden, dim, weight_init=weight_init, bias_init=bias_init)
+        self.dropout1 = Dropout(dropout if hidden_dropout is None else hidden_dropout)
+        self.fc2 = Linear(hidden, dim, bias=bias, weight_init=output_init or weight_init, bias_init=bias_init)
         self.dropout2 = Dropout(dropout)
 
     def forward(self, x: Any, ctx: Context) -> Any:
