@@ -17,6 +17,7 @@ from typing import NoReturn
 import click
 
 from xpformer.cli.evaluate import evaluate
+from xpformer.cli.generate import generate
 from xpformer.cli.inspect import backends, gradcheck, summary
 from xpformer.cli.predict import predict
 from xpformer.cli.recipes import recipes
@@ -43,7 +44,7 @@ def cli() -> None:
     """
 
 
-for _command in (train, resume, evaluate, predict, recipes, summary, backends, gradcheck):
+for _command in (train, resume, evaluate, predict, generate, recipes, summary, backends, gradcheck):
     cli.add_command(_command)
 
 
