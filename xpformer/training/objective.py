@@ -8,9 +8,10 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from xpformer.array import HostArray, namespace
+from xpformer.data.batches import IGNORED
 from xpformer.functional.cross_entropy import cross_entropy
 from xpformer.layers import Context, Layer
-from xpformer.training.metrics import Evaluation, Result, confusion_matrix, host_probabilities
+from xpformer.training.metrics import Evaluation, Result, TextEvaluation, confusion_matrix, host_probabilities
 
 
 class Tally(NamedTuple):
@@ -80,3 +81,23 @@ class Classification:
         """How many rows have their largest logit at the target: 0-d int64."""
         xp = namespace(logits)
         return xp.sum(xp.astype(xp.argmax(logits, axis=-1) == targets, xp.int64))
+
+
+class LanguageModelling(Classification):
+    """Cross-entropy of each next token that counts."""
+
+    def evaluate(self, model: Layer, x: Any, targets: Any) -> tuple[Any, ...]:
+        """The summed loss without smoothing, and how many are right."""
+        logits = model(x)
+        return cross_entropy(logits, targets, ignore_index=IGNORED, denominator=1), self.correct(logits, targets)
+
+    def result(self, batches: Any, split: str, parts: Sequence[tuple[HostArray, ...]]) -> Result:
+        """Mean loss, and what follows from it."""
+        count = batches.held_targets(split)
+        return TextEvaluation(
+            split=split,
+            loss=sum(float(loss) for loss, _ in parts) / count,
+            count=count,
+            correct=sum(int(correct) for _, correct in parts),
+            characters_per_token=batches.data.characters_per_token(split),
+        )

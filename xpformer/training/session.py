@@ -9,9 +9,10 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from xpformer.backend import Backend, get_backend
-from xpformer.errors import CheckpointError, NonFiniteError, RunError
+from xpformer.errors import CheckpointError, ConfigError, NonFiniteError, RunError
 from xpformer.training import checkpoint, fs
 from xpformer.training.environment import environment_manifest
 from xpformer.training.log import Log
@@ -227,6 +228,20 @@ def make_trainer(recipe: Recipe, settings: AnySettings, options: Options, backen
     return Trainer(model, batches, settings.train, seed=options.seed, threads=options.threads, objective=objective)
 
 
+def _fit(recipe: Recipe, preset: str, settings: Any, data: AnyData) -> Any:
+    """The settings with what follows from the data; raises :class:`ConfigError` if the user asked for something else."""
+    fitted = recipe.task.fit(settings, data)
+    before, asked, after = map(settings_to_dict, (recipe.settings(preset), settings, fitted))
+    for section, options in after.items():
+        for key, value in options.items():
+            if before[section][key] != asked[section][key] != value:
+                raise ConfigError(
+                    f"{section}.{key} = {asked[section][key]!r}: follows from the data, where it is {value!r}; "
+                    "leave it out"
+                )
+    return fitted
+
+
 def _holds_something(out: Path) -> bool:
     try:
         return out.is_dir() and any(out.iterdir())
@@ -264,7 +279,7 @@ def start(
             "or take another --out"
         )
     data = recipe.read_data(options.data, settings, options.seed)
-    settings = recipe.task.fit(settings, data)
+    settings = _fit(recipe, preset, settings, data)
     trainer = make_trainer(recipe, settings, options, backend, data)
     config = {
         "recipe": recipe.name,

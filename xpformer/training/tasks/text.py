@@ -1,0 +1,207 @@
+"""Text that goes on, by a GPT."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xpformer.data.batches import IGNORED, LOSS_ON, WINDOWS, TextBatches
+from xpformer.data.corpora import corpus_data
+from xpformer.data.text import TextData
+from xpformer.errors import ConfigError, suggest
+from xpformer.layers import Layer
+from xpformer.models.gpt import GPT, GPTConfig
+from xpformer.training.config import TrainConfig
+from xpformer.training.metrics import TextEvaluation
+from xpformer.training.objective import LanguageModelling
+from xpformer.training.task import Task, model_document
+from xpformer.training.trainer import Progress
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from xpformer.training.run import Run
+    from xpformer.training.trained import Trained
+
+SAMPLES = "samples.txt"
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """How a text becomes tokens, and what is learned of it.
+
+    Raises:
+        ConfigError: naming the option, what it is and what it may be.
+    """
+
+    tokenizer: str = "characters"
+    """``characters``, ``bytes``, ``bpe`` (trained on the training part), ``gpt2``, or the path of a
+    ``tokenizer.json``."""
+    vocabulary: int = 0
+    """Tokens of a new BPE, 0 for 1,024; or how many ids there are in files of tokens that have no tokenizer."""
+    validation: float = 0.1
+    """Share of the text, behind the training part, that chooses the best weights."""
+    test: float = 0.0
+    """Share of the text, at its end, that only ``xpformer evaluate --split test`` looks at."""
+    windows: str = "random"
+    """Where training windows begin: at ``random`` places, or where ``sentences`` do."""
+    loss_on: str = "all"
+    """``all`` tokens of a window are predicted, or the ``last`` one alone."""
+    samples: int = 20
+    """How many texts a finished run writes into ``samples.txt``."""
+    sample_tokens: int = 300
+    """Of each."""
+
+    def __post_init__(self) -> None:
+        for name, options in (("windows", WINDOWS), ("loss_on", LOSS_ON)):
+            if getattr(self, name) not in options:
+                raise ConfigError(
+                    f"{name} = {getattr(self, name)!r} is unknown; {suggest(getattr(self, name), options)}"
+                )
+        for name in ("vocabulary", "samples", "sample_tokens"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} = {getattr(self, name)} is negative")
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """Everything that ``--set`` can change.  ``model.vocabulary`` is the tokenizer's: it follows the data."""
+
+    model: GPTConfig
+    train: TrainConfig
+    data: TextConfig = TextConfig()
+
+
+def corpus(name: str) -> Callable[[Path | None, TextConfig], TextData]:
+    """The ``load_data`` of a recipe for one of the texts in :mod:`xpformer.data.corpora`."""
+
+    def load(folder: Path | None, how: TextConfig) -> TextData:
+        return corpus_data(
+            name,
+            folder,
+            tokenizer=how.tokenizer,
+            vocabulary=how.vocabulary or None,
+            validation=how.validation,
+            test=how.test,
+        )
+
+    return load
+
+
+class TextTask(Task[TextSettings, TextData]):
+    """Language modelling: the best weights are those with the lowest loss on the validation part."""
+
+    settings, data = TextSettings, TextData
+    model_type = "xpformer-gpt"
+    documents = ("config.json",)
+    measures = ("loss",)
+    best = "validation loss"
+
+    def load(self, load_data: Callable[..., object], folder: Path | None, settings: TextSettings, seed: int) -> object:
+        """``load_data(folder or None, settings.data)``."""
+        return load_data(folder, settings.data)
+
+    def fit(self, settings: TextSettings, data: TextData) -> TextSettings:
+        """The settings with the vocabulary of the data; the text has to be longer than the context."""
+        data.check_context(settings.model.context)
+        return replace(settings, model=replace(settings.model, vocabulary=data.vocabulary))
+
+    def build(self, settings: TextSettings, seed: int) -> Layer:
+        """A GPT."""
+        return GPT(settings.model, seed=seed)
+
+    def batches(self, settings: TextSettings, data: TextData, *, seed: int, dtype: str) -> TextBatches:
+        """Windows of tokens."""
+        return TextBatches(
+            data,
+            seed=seed,
+            batch_size=settings.train.batch_size,
+            context=settings.model.context,
+            windows=settings.data.windows,
+            loss_on=settings.data.loss_on,
+        )
+
+    def objective(self, settings: TextSettings) -> LanguageModelling:
+        """Cross-entropy of the tokens that count."""
+        return LanguageModelling(settings.train.label_smoothing, IGNORED if settings.data.loss_on == "last" else None)
+
+    def sample(self, settings: TextSettings) -> tuple[tuple[int, ...], int]:
+        """(T,) ids."""
+        return (settings.model.context,), settings.model.vocabulary
+
+    def describe(self, settings: TextSettings, data: TextData) -> dict[str, object]:
+        """The model's shape and its tokenizer."""
+        found: dict[str, object] = {"config.json": model_document(self, asdict(settings.model))}
+        return found | ({"tokenizer.json": data.tokenizer.to_json()} if data.tokenizer else {})
+
+    def splits(self, data: TextData) -> tuple[str, ...]:
+        """Test only where a share of the text is set apart for it."""
+        return ("train", "validation", "test") if len(data.test) else ("train", "validation")
+
+    def sizes(self, data: TextData) -> str:
+        """Tokens by part."""
+        return f"{len(data.train):,} train + {len(data.validation):,} validation tokens of {data.vocabulary:,} kinds"
+
+    def best_so_far(self, progress: Progress) -> str:
+        """The loss."""
+        return f"{progress.best_loss:.4f}"
+
+    def report(self, result: TextEvaluation, what: str) -> Sequence[RenderableType]:
+        """One line for each figure, and the one that counts."""
+        from rich.table import Table
+        from rich.text import Text
+
+        bits = result.bits_per_character
+        rows = [
+            ("perplexity", f"{result.perplexity:,.4g}"),
+            ("bits per character", "unknown" if bits is None else f"{bits:.4f}"),
+            ("next token right", f"{result.accuracy:.2%}"),
+            ("tokens", f"{result.count:,}"),
+        ]
+        table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+        table.add_column()
+        table.add_column(justify="right")
+        for row in rows:
+            table.add_row(*row)
+        line = Text.assemble(
+            f"{result.split} loss ", (f"{result.loss:.4f}", "bold green"), f" over the whole split, {what}"
+        )
+        return ["", table, "", line]
+
+    def figures(self, run: Run, result: TextEvaluation, data: TextData, *, curves: bool) -> list[Path]:
+        """The training curves."""
+        from xpformer.analysis.figures import training_curves
+        from xpformer.training.log import Log
+
+        return [training_curves(Log.read(run.log_path), run.figures / "curves.png")] if curves else []
+
+    def finish(self, trained: Trained, data: TextData) -> list[str]:
+        """What the best weights write, in ``samples.txt``."""
+        how = trained.settings.data
+        if not how.samples or not how.sample_tokens or data.tokenizer is None:
+            return []
+        path = write_samples(trained, data, how.samples, how.sample_tokens)
+        return [f"{how.samples} samples in {path}"]
+
+    def next_steps(self, data: TextData, *, test_seen: bool) -> list[tuple[str, str]]:
+        """The loss, then text."""
+        evaluate = ("xpformer evaluate RUN", "loss, perplexity and bits per character")
+        return [evaluate, ("xpformer generate RUN", "text that it writes, from --prompt TEXT")]
+
+
+TEXT = TextTask()
+
+
+def write_samples(trained: Trained, data: TextData, count: int, tokens: int) -> Path:
+    """``count`` texts of the model into the run's ``samples.txt``, each behind a line with its number."""
+    from xpformer.analysis.tables import save
+    from xpformer.generation import generate
+
+    tokenizer: Any = data.tokenizer
+    prompt = "\n" if b"\n" in tokenizer.tokens else tokenizer.decode(data.train[:1])
+    seed = trained.config["seed"]
+    found = generate(trained.model, tokenizer, [prompt], tokens=tokens, samples=count, seed=seed)
+    texts = [f"---- sample {one.sample + 1}\n{(prompt + one.text).strip(chr(10))}\n" for one in found]
+    return save(trained.run.path / SAMPLES, "\n".join(texts).encode())
