@@ -116,8 +116,22 @@ def _prepend_token(x: Tensor, token: Tensor) -> Tensor:
     return torch.cat([rows.expand(*x.shape[:-2], *rows.shape), x], -2)
 
 
-def _split_heads(x: Tensor, *, heads: int, parts: int = 3) -> tuple[Tensor, ...]:
-    return tuple(part.unflatten(-1, (heads, -1)) for part in x.chunk(parts, -1))
+def _rotary(x: Tensor, positions: Tensor, *, base: float = 10000.0) -> Tensor:
+    """Points of the plane as complex numbers, turned by a product."""
+    half = x.shape[-1] // 2
+    angle = positions[..., None].double() / base ** (torch.arange(half, dtype=torch.float64) / half)
+    turned = torch.complex(x[..., :half], x[..., half:]) * torch.polar(torch.ones_like(angle), angle).unsqueeze(-2)
+    return torch.cat([turned.real, turned.imag], -1)
+
+
+def _split_heads(x: Tensor, *, heads: int | tuple[int, ...], parts: int = 3) -> tuple[Tensor, ...]:
+    counts = (heads,) * parts if isinstance(heads, int) else heads
+    return x.unflatten(-1, (sum(counts), -1)).split(counts, -2)
+
+
+def _swiglu(x: Tensor) -> Tensor:
+    gate, value = x.chunk(2, -1)
+    return F.silu(gate) * value
 
 
 def _drop_path(x: Tensor, *, rate: float, key: MaskKey) -> Tensor:
@@ -147,11 +161,15 @@ ORACLES: dict[str, Callable[..., Any]] = {
     "mse": lambda x, t, *, denominator=None: _mean(F.mse_loss(x, t, reduction="none"), denominator),
     "patchify": _patchify,
     "prepend_token": _prepend_token,
+    "project_to_vocabulary": F.linear,
     "relu": F.relu,
+    "rms_norm": lambda x, w, *, eps=1e-6: F.rms_norm(x, x.shape[-1:], w, eps),
+    "rotary": _rotary,
     "sigmoid": torch.sigmoid,
     "silu": F.silu,
     "softmax": lambda x, *, axis=-1: F.softmax(x, axis),
     "split_heads": _split_heads,
+    "swiglu": _swiglu,
     "take_token": lambda x, *, index=0: x[..., index, :],
     "tanh": torch.tanh,
 }

@@ -1,12 +1,13 @@
 """The fused pairs for NumPy arrays."""
 
 from xpformer.functional._op import Pair
-from xpformer_numpy import attention, conv2d, dropout, gelu, layer_norm, linear, relu, split_heads
+from xpformer_numpy import attention, conv2d, dropout, embedding, gelu, layer_norm, linear, relu, split_heads
 
 PAIRS: dict[str, tuple[Pair, ...]] = {
     "attention": (attention.PAIR,),
     "conv2d": (conv2d.PAIR,),
     "dropout": (dropout.PAIR,),
+    "embedding": (embedding.PAIR,),
     "gelu": (gelu.PAIR,),
     "layer_norm": (layer_norm.PAIR,),
     "linear": (linear.PAIR,),

@@ -248,6 +248,43 @@ def slope_of_the_output_instead_of_its_sign(dy: Any, saved: Any, *, need: Any = 
     return only(need, "relu", dy)
 
 
+@mistake("rms_norm")
+def mean_removed_as_in_layer_norm(dy: Any, saved: Any, *, need: Any = None) -> Any:
+    dx, dweight = right("rms_norm", dy, saved, need)
+    dn = dy * saved.weight
+    return None if dx is None else dx - np.mean(dn, axis=-1, keepdims=True) * saved.inv_rms, dweight
+
+
+@mistake("rms_norm")
+def root_mean_square_taken_for_a_constant(dy: Any, saved: Any, *, need: Any = None) -> Any:
+    _, dweight = right("rms_norm", dy, saved, need)
+    return only(need, "rms_norm", dy * saved.weight * saved.inv_rms, None)[0], dweight
+
+
+@mistake("rotary")
+def turned_on_instead_of_back(dy: Any, saved: Any, *, need: Any = None) -> Any:
+    return right("rotary", dy, saved._replace(sine=-saved.sine), need)
+
+
+@mistake("swiglu")
+def gate_without_its_slope(dy: Any, saved: Any, *, need: Any = None) -> Any:
+    half = saved.x.shape[-1] // 2
+    gate, value = saved.x[..., :half], saved.x[..., half:]
+    return only(need, "swiglu", np.concatenate([dy * value * saved.logistic, dy * gate * saved.logistic], -1))
+
+
+@mistake("swiglu")
+def gate_and_value_swapped(dy: Any, saved: Any, *, need: Any = None) -> Any:
+    half = saved.x.shape[-1] // 2
+    return tuple(None if g is None else np.roll(g, half, -1) for g in right("swiglu", dy, saved, need))
+
+
+@mistake("project_to_vocabulary")
+def table_averaged_over_the_tokens(dy: Any, saved: Any, *, need: Any = None) -> Any:
+    dx, dweight = right("project_to_vocabulary", dy, saved, need)
+    return dx, None if dweight is None else dweight / max(2, dy.size // dy.shape[-1])
+
+
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_planted_mistake_is_caught(portable: Backend, name: str) -> None:
     op, backward = MISTAKES[name]

@@ -18,6 +18,7 @@ from xpformer.layers import (
     ConvPatches,
     Dropout,
     DropPath,
+    Embedding,
     FlattenPatches,
     Head,
     Layer,
@@ -26,7 +27,11 @@ from xpformer.layers import (
     MultiHeadAttention,
     Pool,
     Positions,
+    RMSNorm,
+    TiedHead,
+    TokenPositions,
 )
+from xpformer.models.gpt import GPT, GPTConfig
 from xpformer.models.vit import ViT, ViTConfig
 
 
@@ -40,6 +45,16 @@ class LayerCase:
 
 def _normal(build: Callable[[], Layer], *shape: int) -> LayerCase:
     return LayerCase(build, lambda generator: generator.standard_normal(shape))
+
+
+def _ids(build: Callable[[], Layer], vocabulary: int, *shape: int) -> LayerCase:
+    return LayerCase(build, lambda generator: generator.integers(0, vocabulary, shape))
+
+
+def gpt_case(**changes: Any) -> LayerCase:
+    """A small GPT: every option can be given; ids repeat."""
+    config = GPTConfig.preset("tiny", **{"context": 6, "dim": 8, "heads": 2, **changes})
+    return _ids(lambda: GPT(config), 7, 3, 5)
 
 
 def vit_case(**changes: Any) -> LayerCase:
@@ -57,24 +72,44 @@ LAYERS: dict[str, LayerCase] = {
     "Linear, no bias": _normal(lambda: Linear(4, 5, bias=False), 2, 3, 4),
     "LayerNorm": _normal(lambda: LayerNorm(5), 2, 3, 5),
     "LayerNorm, no bias": _normal(lambda: LayerNorm(5, bias=False), 2, 3, 5),
+    "RMSNorm": _normal(lambda: RMSNorm(5), 2, 3, 5),
     "Activation, gelu": _normal(lambda: Activation("gelu"), 2, 3, 5),
     "Activation, gelu_tanh": _normal(lambda: Activation("gelu_tanh"), 2, 3, 5),
     "Activation, relu": _normal(lambda: Activation("relu"), 2, 3, 5),
     "Activation, silu": _normal(lambda: Activation("silu"), 2, 3, 5),
     "Activation, tanh": _normal(lambda: Activation("tanh"), 2, 3, 5),
+    "Activation, swiglu": _normal(lambda: Activation("swiglu"), 2, 3, 10),
     "Dropout": _normal(lambda: Dropout(0.3), 4, 3, 5),
     "DropPath": _normal(lambda: DropPath(0.3), 7, 3, 5),
     "Conv2d": _normal(lambda: Conv2d(3, 4, 2, stride=2, padding=1), 2, 3, 5, 6),
     "Conv2d, groups": _normal(lambda: Conv2d(4, 6, 3, groups=2, bias=False), 2, 4, 5, 7),
     "MLP": _normal(lambda: MLP(4, 7), 2, 3, 4),
     "MLP, dropout": _normal(lambda: MLP(4, 7, activation="silu", dropout=0.3), 2, 3, 4),
+    "MLP, swiglu": _normal(lambda: MLP(4, 7, activation="swiglu", bias=False), 2, 3, 4),
     "MultiHeadAttention": _normal(lambda: MultiHeadAttention(6, 2), 3, 4, 6),
     "MultiHeadAttention, causal": _normal(lambda: MultiHeadAttention(6, 2, causal=True, qkv_bias=False), 3, 4, 6),
     "MultiHeadAttention, no projection": _normal(lambda: MultiHeadAttention(6, 3, projection=False), 2, 4, 6),
     "MultiHeadAttention, dropout": _normal(lambda: MultiHeadAttention(6, 2, dropout=0.3), 3, 4, 6),
     "MultiHeadAttention, attention dropout": _normal(lambda: MultiHeadAttention(6, 2, attention_dropout=0.3), 3, 4, 6),
+    "MultiHeadAttention, grouped": _normal(lambda: MultiHeadAttention(12, 6, kv_heads=2), 3, 4, 12),
+    "MultiHeadAttention, rotary": _normal(lambda: MultiHeadAttention(8, 2, rotary_base=100.0, causal=True), 3, 5, 8),
     "Block": _normal(lambda: Block(6, 2, 7), 3, 4, 6),
     "Block, every drop": _normal(lambda: Block(6, 2, 7, dropout=0.2, attention_dropout=0.3, drop_path=0.4), 5, 4, 6),
+    "Block, post-norm": _normal(lambda: Block(6, 2, 7, order="post"), 3, 4, 6),
+    "Block, MLP first": _normal(lambda: Block(6, 2, 7, mlp_first=True, causal=True, activation="relu"), 3, 4, 6),
+    "Block, as Llama": _normal(
+        lambda: Block(
+            8, 4, 7, kv_heads=2, norm="rms_norm", activation="swiglu", rotary_base=10.0, bias=False, qkv_bias=False
+        ),
+        3,
+        5,
+        8,
+    ),
+    "Embedding": _ids(lambda: Embedding(7, 5), 7, 3, 4),
+    "TiedHead": _normal(lambda: TiedHead(Embedding(7, 5)), 2, 3, 5),
+    "TokenPositions, learned": _normal(lambda: TokenPositions("learned", 6, 5), 2, 3, 5),
+    "TokenPositions, sincos1d": _normal(lambda: TokenPositions("sincos1d", 6, 5), 2, 3, 5),
+    "TokenPositions, none": _normal(lambda: TokenPositions("none", 6, 5), 2, 3, 5),
     "Positions, learned": _normal(lambda: Positions("learned", (2, 3), 8, token=False), 4, 6, 8),
     "Positions, learned with token": _normal(lambda: Positions("learned", (2, 3), 8, token=True), 4, 7, 8),
     "Positions, sincos1d": _normal(lambda: Positions("sincos1d", (2, 3), 5, token=True), 4, 7, 5),
@@ -92,6 +127,13 @@ LAYERS: dict[str, LayerCase] = {
     "Pool, token": _normal(lambda: Pool("token"), 2, 3, 5),
     "Pool, mean": _normal(lambda: Pool("mean"), 2, 3, 5),
     "Pool, flatten": _normal(lambda: Pool("flatten"), 2, 3, 5),
+    "GPT": gpt_case(),
+    "GPT, as the reference": gpt_case(mlp_first=True, head="double", activation="relu", init="uniform"),
+    "GPT, as Llama": gpt_case(
+        positions="rotary", norm="rms_norm", activation="swiglu", head="free", bias=False, heads=4, kv_heads=2
+    ),
+    "GPT, post-norm": gpt_case(order="post", positions="sincos1d", activation="gelu_tanh", kv_heads=1),
+    "GPT, every drop": gpt_case(dropout=0.2, embedding_dropout=0.3, attention_dropout=0.1),
     "ViT": vit_case(),
     "ViT, tiny": LayerCase(lambda: ViT(ViTConfig.preset("tiny")), lambda g: g.standard_normal((3, 1, 6, 6))),
     "ViT, as the reference": vit_case(

@@ -1,4 +1,4 @@
-r"""Rotary position embedding (Su et al. 2021, section 3.2.2, arXiv:2104.09864), its pairs half a head apart as in Llama.
+r"""Rotary position embedding (Su et al. 2021, section 3.2.2, arXiv:2104.09864), its pairs half a head apart.
 
 Forward.  A head of d numbers is d/2 points of a plane: number i and number i + d/2 are the coordinates of point i.  The
 token at position p has its point i turned by the angle
@@ -9,8 +9,8 @@ token at position p has its point i turned by the angle
     y[i + d/2] = x[i + d/2] cos a  +  x[i] sin a                            (3)
 
 A query turned by p and a key turned by q have the product that the query turned by p - q and the key have: scores
-depend on distances alone.  (The paper pairs the numbers 2i and 2i + 1; that is another order of the columns of the
-projections, and published weights come in this one.)
+depend on distances alone.  (The paper pairs the numbers 2i and 2i + 1.  That is another order of the columns of the
+projections; the published weights of Llama and its kin come in this one.)
 
 Backward.  The transpose of a rotation is the rotation back, (2) and (3) with -a:
 

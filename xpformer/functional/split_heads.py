@@ -1,7 +1,7 @@
 r"""A packed projection split into the heads of query, key and value.
 
-Forward.  The last axis of x holds the heads of `parts` parts, d numbers each, one after the other.  Part p has H_p heads
-and begins at head s_p = H_0 + ... + H_(p-1):
+Forward.  The last axis of x holds the heads of `parts` parts, d numbers each, one after the other.  Part p has H_p
+heads and begins at head s_p = H_0 + ... + H_(p-1):
 
     y_p[..., h, i] = x[..., (s_p + h) d + i]          p = 0 .. parts-1      (1)
 

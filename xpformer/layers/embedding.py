@@ -34,7 +34,7 @@ class Embedding(Layer):
 
 
 class TiedHead(Layer):
-    """Scores of the vocabulary by the table that embeds it, ``y = x Wᵀ`` (Press and Wolf 2017): (..., D) -> (..., V)."""
+    """Scores of the vocabulary by the table that embeds it, ``y = x Wᵀ`` (Press and Wolf 2017)."""
 
     def __init__(self, embedding: Embedding) -> None:
         self.weight = embedding.weight

@@ -231,12 +231,12 @@ class GPT(Layer):
             raise ShapeError(f"GPT: ids have shape {tuple(ids.shape)} and dtype {ids.dtype}, expected integers (B, T)")
         batch, count = ids.shape
         start = 0
-        if attention_mask is not None:
-            if tuple(attention_mask.shape) != (batch, count) or not xp.isdtype(attention_mask.dtype, "bool"):
-                raise ShapeError(
-                    f"GPT: attention_mask has shape {tuple(attention_mask.shape)} and dtype {attention_mask.dtype}, "
-                    f"expected bool {(batch, count)}, as the ids"
-                )
+        given = attention_mask
+        if given is not None and (tuple(given.shape) != (batch, count) or not xp.isdtype(given.dtype, "bool")):
+            raise ShapeError(
+                f"GPT: attention_mask has shape {tuple(given.shape)} and dtype {given.dtype}, expected bool "
+                f"{(batch, count)}, as the ids"
+            )
         if cache is not None:
             cache.check(batch, count)
             start, attention_mask = cache.filled, cache.see(attention_mask, count)
