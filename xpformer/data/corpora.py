@@ -3,7 +3,7 @@
 =========== ==================================================================== ======================================
 name        text                                                                 from
 =========== ==================================================================== ======================================
-alphabet    a to z, again and again                                              here
+alphabet    a to z and a space, again and again                                  here
 prose       the chapters of Python's own manual behind ``help()``, English       the Python that runs
 shakespeare 40,000 lines of plays, the text of char-rnn and nanoGPT              ``tinyshakespeare.txt``, or downloaded
 poems       classical Chinese poems                                              ``poetry3000.txt``
@@ -94,7 +94,7 @@ def load_corpus(
     if name not in CORPORA:
         raise ConfigError(f"unknown text {name!r}; {suggest(name, CORPORA)}")
     if name == "alphabet":
-        return string.ascii_lowercase * _REPETITIONS
+        return (string.ascii_lowercase + " ") * _REPETITIONS
     if name == "prose":
         return _prose()
     if data is not None and not data.is_dir():

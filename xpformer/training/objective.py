@@ -93,11 +93,11 @@ class LanguageModelling(Classification):
 
     def result(self, batches: Any, split: str, parts: Sequence[tuple[HostArray, ...]]) -> Result:
         """Mean loss, and what follows from it."""
-        count = batches.held_targets(split)
+        count, characters = batches.held_targets(split), batches.data.characters.get(split)
         return TextEvaluation(
             split=split,
             loss=sum(float(loss) for loss, _ in parts) / count,
             count=count,
             correct=sum(int(correct) for _, correct in parts),
-            characters_per_token=batches.data.characters_per_token(split),
+            characters_per_token=characters and characters / len(batches.data.split(split)),
         )

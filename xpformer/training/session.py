@@ -229,7 +229,11 @@ def make_trainer(recipe: Recipe, settings: AnySettings, options: Options, backen
 
 
 def _fit(recipe: Recipe, preset: str, settings: Any, data: AnyData) -> Any:
-    """The settings with what follows from the data; raises :class:`ConfigError` if the user asked for something else."""
+    """The settings with what follows from the data.
+
+    Raises:
+        ConfigError: if the user asked for something else.
+    """
     fitted = recipe.task.fit(settings, data)
     before, asked, after = map(settings_to_dict, (recipe.settings(preset), settings, fitted))
     for section, options in after.items():
