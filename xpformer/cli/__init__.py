@@ -19,6 +19,7 @@ import click
 from xpformer.cli.evaluate import evaluate
 from xpformer.cli.generate import generate
 from xpformer.cli.inspect import backends, gradcheck, summary
+from xpformer.cli.plot import plot
 from xpformer.cli.predict import predict
 from xpformer.cli.recipes import recipes
 from xpformer.cli.shell import Shell, fail, say
@@ -44,7 +45,7 @@ def cli() -> None:
     """
 
 
-for _command in (train, resume, evaluate, predict, generate, recipes, summary, backends, gradcheck):
+for _command in (train, resume, evaluate, predict, generate, plot, recipes, summary, backends, gradcheck):
     cli.add_command(_command)
 
 

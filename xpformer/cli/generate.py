@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from xpformer.cli.evaluate import step_option
-from xpformer.cli.shell import Command, backend_option, json_option, print_json, run_argument
+from xpformer.cli.shell import Command, backend_option, json_option, print_json, run_argument, unknown_option
 
 if TYPE_CHECKING:
     from xpformer.data.tokenizers import Tokenizer
     from xpformer.generation import Piece
-    from xpformer.training.trained import Trained
 
 _STDIN_LIMIT = 2**26
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -45,13 +44,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same text.")
 @click.option("--samples", type=int, default=1, show_default=True, metavar="K", help="Continuations of each prompt.")
 @click.option("--no-cache", is_flag=True, help="Keep no keys and values: slower, and the same text.")
-@click.option(
-    "--unknown",
-    type=click.Choice(["error", "skip"]),
-    default="error",
-    show_default=True,
-    help="Characters of a prompt that the model does not know.",
-)
+@unknown_option
 @step_option
 @json_option
 @backend_option
@@ -84,12 +77,15 @@ def generate(
       xpformer generate runs/gpt-shakespeare-1 --prompt "KING" --prompt "QUEEN" --samples 3 --top-k 20 --seed 7
       echo "To be, or not to be" | xpformer generate runs/gpt-shakespeare-1 --prompt - --stop "." --json
     """
+    from xpformer.errors import RunError
     from xpformer.generation import Sampling, stream
     from xpformer.training.trained import load_trained
 
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
     trained = load_trained(run, step=step, backend=backend)
-    tokenizer = _tokenizer(trained)
+    if not trained.reads_text:
+        raise RunError(f"{run}: holds no language model; xpformer predict is for images")
+    tokenizer = trained.tokenizer
     texts = _prompts(prompts, tokenizer)
     pieces = stream(
         trained.model,
@@ -115,22 +111,6 @@ def generate(
         )
     else:
         _write(pieces, texts, samples)
-
-
-def _tokenizer(trained: Trained) -> Tokenizer:
-    """The run's; raises :class:`RunError` for a run that has none."""
-    from xpformer.data.tokenizers import Tokenizer
-    from xpformer.errors import DataError, RunError
-
-    if not hasattr(trained.model, "new_cache"):
-        raise RunError(f"{trained.run.path}: holds no language model; xpformer predict is for images")
-    document = trained.saved.documents.get("tokenizer.json")
-    if document is None:
-        raise RunError(f"{trained.run.path}: was trained on tokens without a tokenizer, so there is no text to print")
-    try:
-        return Tokenizer.from_json(document)
-    except DataError as error:
-        raise DataError(f"{trained.saved.directory / 'tokenizer.json'}: {error}") from error
 
 
 def _prompts(given: Sequence[str], tokenizer: Tokenizer) -> list[str]:

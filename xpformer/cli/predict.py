@@ -111,13 +111,13 @@ def predict(
             "name image files, or images of the data set with --index or --first", click.get_current_context()
         )
     trained = load_trained(run, step=step, backend=backend)
-    if "preprocessor.json" not in trained.task.documents:
+    if trained.reads_text:
         raise ConfigError(f"{run}: is a language model; let it write: xpformer generate {shlex.quote(str(run))}")
     if images:
         choice: dict[str, Literal["auto"] | bool] = {"auto": "auto", "yes": True, "no": False}
         pictures = _from_files(trained, images, choice[invert])
     else:
-        pictures = _from_data(trained, split, [*range(first or 0), *indices], data)
+        pictures = from_data(trained, split, [*range(first or 0), *indices], data)
     import numpy as np
 
     probabilities = predict_images(trained, np.stack([picture.pixels for picture in pictures]))
@@ -129,7 +129,7 @@ def predict(
     if to is not None or not as_json:
         _draw(trained, pictures, probabilities, to)
     if attention:
-        _draw_attention(trained, pictures[0], to or trained.run.figures)
+        draw_attention(trained, pictures[0], to or trained.run.figures)
 
 
 def _from_files(trained: Trained, paths: Sequence[Path], invert: Literal["auto"] | bool) -> list[Picture]:
@@ -139,7 +139,8 @@ def _from_files(trained: Trained, paths: Sequence[Path], invert: Literal["auto"]
     return [Picture(path.name, load_image(path, (channels, height, width), invert=invert)) for path in paths]
 
 
-def _from_data(trained: Trained, split: str, indices: Sequence[int], folder: Path | None) -> list[Picture]:
+def from_data(trained: Trained, split: str, indices: Sequence[int], folder: Path | None) -> list[Picture]:
+    """Images of a split by their numbers."""
     from xpformer.errors import ConfigError
     from xpformer.training.task import check_split
     from xpformer.training.trained import record_test_images
@@ -224,7 +225,8 @@ def _draw(trained: Trained, pictures: Sequence[Picture], probabilities: np.ndarr
             say(f"picture: {folder / 'predictions.png'}")
 
 
-def _draw_attention(trained: Trained, picture: Picture, folder: Path) -> None:
+def draw_attention(trained: Trained, picture: Picture, folder: Path) -> None:
+    """``attention.png``: what each head of each block reads of an image."""
     from xpformer.analysis.attention import attention_figure, attention_maps
     from xpformer.models.vit import ViT
     from xpformer.training.predict import model_input

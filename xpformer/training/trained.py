@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from xpformer.backend import get_backend
+from xpformer.data.tokenizers import Tokenizer
 from xpformer.errors import CheckpointError, ConfigError, DataError, RunError
 from xpformer.layers import Layer
 from xpformer.training import checkpoint
@@ -19,6 +20,7 @@ from xpformer.training.parallel import Workers, thread_count
 from xpformer.training.recipe import Recipe, load_recipe, settings_from_dict
 from xpformer.training.run import Run
 from xpformer.training.task import AnyData, AnySettings, Task
+from xpformer.training.tasks.text import TextTask
 from xpformer.training.trainer import Batches, evaluate
 
 DTYPES = ("float32", "float64")
@@ -83,6 +85,27 @@ class Trained:
     def task(self) -> Task[Any, Any]:
         """What it was trained for."""
         return self.recipe.task
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether it is a language model."""
+        return isinstance(self.task, TextTask)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Of a language model.
+
+        Raises:
+            RunError: if it was trained on tokens that came without one.
+            DataError: if the stored one is damaged.
+        """
+        document = self.saved.documents.get("tokenizer.json")
+        if document is None:
+            raise RunError(f"{self.run.path}: was trained on tokens without a tokenizer, so there is no text to read")
+        try:
+            return Tokenizer.from_json(document)
+        except DataError as error:
+            raise DataError(f"{self.saved.directory / 'tokenizer.json'}: {error}") from error
 
     @property
     def class_names(self) -> tuple[str, ...]:
