@@ -36,6 +36,12 @@ max_steps_option = click.option(
 @click.option("--dtype", default="float32", show_default=True, help="float32 or float64.")
 @data_option
 @click.option("--out", type=DIRECTORY, metavar="DIR", help="Directory of the run; default: runs/RECIPE-1, -2, ...")
+@click.option(
+    "--grow-from",
+    type=DIRECTORY,
+    metavar="RUN",
+    help="Start a deeper language model from the blocks of this run; only model.depth may differ.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of weights, order, augmentation and masks.")
 @threads_option
 @max_steps_option
@@ -47,6 +53,7 @@ def train(
     dtype: str,
     data: Path | None,
     out: Path | None,
+    grow_from: Path | None,
     seed: int,
     threads: int | None,
     max_steps: int | None,
@@ -63,11 +70,12 @@ def train(
       xpformer train vit-mnist --preset quick
       xpformer train vit-mnist --set epochs=8 --set train.lr=0.002 --set model.depth=4
       xpformer train vit-mnist --backend torch:cuda:0 --out runs/on-the-gpu
+      xpformer train gpt-shakespeare --set depth=6 --grow-from runs/gpt-shakespeare-1
       xpformer recipes copy vit-mnist mine.py && xpformer train mine.py
     """
     from xpformer.training.session import Options, start
 
-    options = Options("numpy" if backend is None else backend, dtype, seed, threads, data, out)
+    options = Options("numpy" if backend is None else backend, dtype, seed, threads, data, out, grow_from)
     session = start(recipe, options, preset=preset, changes=changes, arguments=sys.argv[1:])
     _train(session, max_steps)
 

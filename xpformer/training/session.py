@@ -58,6 +58,7 @@ class Options:
     threads: int | None = None
     data: Path | None = None
     out: Path | None = None
+    grow_from: Path | None = None
 
     def __post_init__(self) -> None:
         check_options("", self.seed, self.dtype)
@@ -223,6 +224,9 @@ def make_trainer(recipe: Recipe, settings: AnySettings, options: Options, backen
     task = recipe.task
     settings = task.fit(settings, data)
     model = recipe.build(settings, options.seed).to(backend, options.dtype)
+    if options.grow_from is not None:
+        grown = task.grown(options.grow_from, settings, data, seed=options.seed, dtype=options.dtype)
+        model.load_state(grown, str(options.grow_from))
     batches = task.batches(settings, data, seed=options.seed, dtype=options.dtype)
     objective = task.objective(settings)
     return Trainer(model, batches, settings.train, seed=options.seed, threads=options.threads, objective=objective)
@@ -294,6 +298,8 @@ def start(
         "data": str(options.data.resolve()) if options.data else None,
         "settings": settings_to_dict(settings),
     }
+    if options.grow_from is not None:
+        config["grown_from"] = str(options.grow_from.resolve())
     manifest = environment_manifest() | {
         "arguments": list(arguments),
         "backend": backend.spec,
@@ -328,8 +334,9 @@ def resume(
     stored = run.manifest.get("threads")
     if threads is None and used.shares_batch and isinstance(stored, int):
         threads = stored
-    options = Options(spec, config["dtype"], config["seed"], threads, data, Path(path))
     began = any(run.checkpoints.glob("step_*"))
+    source = None if began or not config.get("grown_from") else Path(config["grown_from"])
+    options = Options(spec, config["dtype"], config["seed"], threads, data, Path(path), source)
     saved, notes = checkpoint.newest(run.checkpoints) if began else (None, [])
     loaded = load_data(run, recipe, settings, config, data)
     trainer = make_trainer(recipe, settings, options, used, loaded)

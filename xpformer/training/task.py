@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
+from xpformer.array import HostArray
 from xpformer.errors import ConfigError, DataError
 from xpformer.layers import Layer
 from xpformer.training.config import TrainConfig
@@ -108,6 +109,14 @@ class Task(ABC, Generic[S, D]):
     @abstractmethod
     def describe(self, settings: S, data: D) -> dict[str, object]:
         """The documents beside a checkpoint's weights, by file name."""
+
+    def grown(self, run: Path, settings: S, data: D, *, seed: int, dtype: str) -> dict[str, HostArray]:
+        """Initial weights that continue a smaller model, the best of ``run``.
+
+        Raises:
+            ConfigError: if this task's models do not grow, or these two differ in more than depth.
+        """
+        raise ConfigError(f"--grow-from {run}: only language models grow; leave it out")
 
     # ---- what people see --------------------------------------------------------------------------------------------
 

@@ -48,7 +48,7 @@ def read_config(run: Run) -> tuple[Recipe, Any, dict[str, Any]]:
     if missing or not isinstance(config["settings"], dict):
         raise RunError(f"{run.path / 'config.json'}: lacks {', '.join(sorted(missing)) or 'settings'}; is it edited?")
     check_options(str(run.path / "config.json"), config["seed"], config["dtype"])
-    for key, kinds in (("backend", (str,)), ("data", (str, type(None)))):
+    for key, kinds in (("backend", (str,)), ("data", (str, type(None))), ("grown_from", (str, type(None)))):
         if not isinstance(config.get(key), kinds):
             raise RunError(f"{run.path / 'config.json'}: {key} is {config[key]!r}, expected a text; is it edited?")
     return recipe, settings_from_dict(config["settings"], recipe.task.settings), config

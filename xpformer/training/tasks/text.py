@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xpformer.array import HostArray
 from xpformer.data.batches import IGNORED, LOSS_ON, WINDOWS, TextBatches
 from xpformer.data.corpora import corpus_data
 from xpformer.data.text import TextData
@@ -111,6 +112,25 @@ class TextTask(Task[TextSettings, TextData]):
     def build(self, settings: TextSettings, seed: int) -> Layer:
         """A GPT."""
         return GPT(settings.model, seed=seed)
+
+    def grown(
+        self, run: Path, settings: TextSettings, data: TextData, *, seed: int, dtype: str
+    ) -> dict[str, HostArray]:
+        """The blocks of ``run``, then new ones that change nothing at first (:mod:`xpformer.models.growth`)."""
+        from xpformer.models.growth import grow_state
+        from xpformer.training.trained import load_trained
+
+        trained = load_trained(run, backend="numpy")
+        if not trained.reads_text:
+            raise ConfigError(f"--grow-from {run}: is no language model; name a run of one")
+        if trained.saved.documents.get("tokenizer.json") != self.describe(settings, data).get("tokenizer.json"):
+            raise ConfigError(f"--grow-from {run}: has another tokenizer, so its weights mean other tokens")
+        initial = self.build(settings, seed).to("numpy", dtype).state()
+        old = trained.saved.tensors["model"]
+        try:
+            return grow_state(old, trained.settings.model, initial, settings.model, new="identity")
+        except ConfigError as error:
+            raise ConfigError(f"--grow-from {run}: {error}") from error
 
     def batches(self, settings: TextSettings, data: TextData, *, seed: int, dtype: str) -> TextBatches:
         """Windows of tokens."""
