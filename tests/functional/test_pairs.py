@@ -7,9 +7,10 @@ import sys
 import pytest
 
 from xpformer import optim
-from xpformer.analysis.cases import CASES, KERNEL_CASES
+from xpformer.analysis.cases import CASES
 from xpformer.analysis.compare import compare_kernel, compare_operation
 from xpformer.analysis.gradient_check import Probe, check_operation, failures
+from xpformer.analysis.kernel_cases import KERNEL_CASES
 from xpformer.backend import Backend, get_backend
 from xpformer.functional import OPERATIONS
 from xpformer.functional._op import Kernel, Pair

@@ -10,7 +10,18 @@ import pytest
 
 from xpformer import initializers as init
 from xpformer.errors import ConfigError, XpformerError
-from xpformer.layers import Activation, Constant, Dropout, DropPath, Layer, MultiHeadAttention, Pool, Positions
+from xpformer.layers import (
+    Activation,
+    Block,
+    Constant,
+    Dropout,
+    DropPath,
+    Layer,
+    MultiHeadAttention,
+    Pool,
+    Positions,
+    TokenPositions,
+)
 from xpformer.rng import host_generator
 
 ERRORS: dict[str, tuple[Callable[[], Layer], str]] = {
@@ -19,6 +30,14 @@ ERRORS: dict[str, tuple[Callable[[], Layer], str]] = {
     "no heads": (lambda: MultiHeadAttention(10, 0), "heads = 0 does not divide the width 10"),
     "dropout": (lambda: Dropout(1.0), "dropout: rate 1.0 is outside 0 <= rate < 1"),
     "drop path": (lambda: DropPath(-0.5), "drop_path: rate -0.5 is outside 0 <= rate < 1"),
+    "kv_heads": (lambda: MultiHeadAttention(12, 6, kv_heads=4), "kv_heads = 4 does not divide heads = 6"),
+    "rotary": (
+        lambda: MultiHeadAttention(6, 2, rotary_base=100.0),
+        "turn pairs of numbers, a head has 3; ",
+    ),
+    "norm": (lambda: Block(6, 2, 7, norm="rms"), "unknown norm 'rms'; "),
+    "order": (lambda: Block(6, 2, 7, order="pro"), "unknown order 'pro'; did you mean 'pre'?"),
+    "token positions": (lambda: TokenPositions("learnt", 4, 5), "unknown positions 'learnt'; did you mean 'learned'?"),
     "pool": (lambda: Pool("maen"), "unknown pool 'maen'; did you mean 'mean'?"),
     "positions": (
         lambda: Positions("sincos3d", (2, 2), 4, token=False),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from xpformer import optim
-from xpformer.analysis.cases import KERNEL_CASES
+from xpformer.analysis.kernel_cases import KERNEL_CASES
 from xpformer.analysis.measure import BACKENDS, equal, same_bits
 from xpformer.backend import Backend, get_backend
 from xpformer.errors import CheckpointError, ConfigError

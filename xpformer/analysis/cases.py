@@ -1,5 +1,6 @@
-"""One table of arguments for every operation, kernel and layer: for the gradient check, the comparison of backends and
-the tests.
+"""One table of arguments for every operation and layer: for the gradient check, the comparison of backends, the tests.
+
+Those of kernels stand in :mod:`xpformer.analysis.kernel_cases`.
 
 The rules that make a case able to find a mistake (each is shown by a planted mistake in the tests):
 
@@ -24,7 +25,7 @@ from xpformer.analysis.layer_cases import LAYERS, LayerCase
 from xpformer.array import HostArray
 from xpformer.rng import MaskKey, host_generator
 
-__all__ = ["CASES", "KERNEL_CASES", "LAYERS", "Arguments", "Case", "Generator", "LayerCase"]
+__all__ = ["CASES", "LAYERS", "Arguments", "Case", "Generator", "LayerCase"]
 
 Generator = np.random.Generator
 
@@ -133,8 +134,8 @@ def additive(*shape: int, masked: bool = False, empty_row: bool = False) -> Call
     return make
 
 
-_KEY = MaskKey(0x9E3779B9, 0x7F4A7C15)
-_LATE_KEY = MaskKey(0x12345678, 0xFEDCBA98, first_sample=2**31)
+KEY = MaskKey(0x9E3779B9, 0x7F4A7C15)
+LATE_KEY = MaskKey(0x12345678, 0xFEDCBA98, first_sample=2**31)
 
 _QKV = ((3, 5, 4, 6), (3, 7, 4, 6), (3, 7, 4, 8))  # B=3 T=5 S=7 H=4 d=6 e=8
 _GROUPED = ((3, 5, 4, 6), (3, 7, 2, 6), (3, 7, 2, 8))  # G=2
@@ -165,8 +166,8 @@ CASES: dict[str, tuple[Case, ...]] = {
         case("additive mask a sequence", *_QKV, additive(3, 1, 5, 7)),
         case("additive mask with -inf", *_QKV, additive(5, 7, masked=True)),
         case("grouped additive mask causal", *_GROUPED, additive(4, 1, 7), causal=True, scale=0.5),
-        case("dropout", *_QKV, dropout=0.3, dropout_key=_KEY),
-        case("grouped causal dropout of late samples", *_GROUPED, causal=True, dropout=0.3, dropout_key=_LATE_KEY),
+        case("dropout", *_QKV, dropout=0.3, dropout_key=KEY),
+        case("grouped causal dropout of late samples", *_GROUPED, causal=True, dropout=0.3, dropout_key=LATE_KEY),
         case("rows that see nothing", *_QKV, allowed(5, 7, empty_row=True)),
         case("rows of -inf", *_QKV, additive(5, 7, masked=True, empty_row=True)),
         case("more queries than keys, causal", (3, 7, 4, 6), (3, 5, 4, 6), (3, 5, 4, 8), causal=True),
@@ -223,19 +224,19 @@ CASES: dict[str, tuple[Case, ...]] = {
         shape_case("empty batch, soft", (0, 6), (0, 6)),
     ),
     "drop_path": (
-        case("plain", (11, 3, 4), rate=0.4, key=_KEY),
-        case("late samples", (11, 3, 4), rate=0.4, key=_LATE_KEY),
-        case("rate 0", (5, 3, 4), rate=0.0, key=_KEY),
-        shape_case("one sample", (1, 3), rate=0.4, key=_KEY),
-        shape_case("empty batch", (0, 3, 4), rate=0.4, key=_KEY),
+        case("plain", (11, 3, 4), rate=0.4, key=KEY),
+        case("late samples", (11, 3, 4), rate=0.4, key=LATE_KEY),
+        case("rate 0", (5, 3, 4), rate=0.0, key=KEY),
+        shape_case("one sample", (1, 3), rate=0.4, key=KEY),
+        shape_case("empty batch", (0, 3, 4), rate=0.4, key=KEY),
     ),
     "dropout": (
-        case("plain", (5, 3, 4), rate=0.3, key=_KEY),
-        case("late samples", (5, 3, 4), rate=0.3, key=_LATE_KEY),
-        case("rate 0", (5, 3, 4), rate=0.0, key=_KEY),
-        shape_case("large", (3, 11003), rate=0.1, key=_KEY),
-        shape_case("one sample", (1, 3), rate=0.4, key=_KEY),
-        shape_case("empty batch", (0, 3, 4), rate=0.4, key=_KEY),
+        case("plain", (5, 3, 4), rate=0.3, key=KEY),
+        case("late samples", (5, 3, 4), rate=0.3, key=LATE_KEY),
+        case("rate 0", (5, 3, 4), rate=0.0, key=KEY),
+        shape_case("large", (3, 11003), rate=0.1, key=KEY),
+        shape_case("one sample", (1, 3), rate=0.4, key=KEY),
+        shape_case("empty batch", (0, 3, 4), rate=0.4, key=KEY),
     ),
     "embedding": (
         case("repeated ids", (5, 4), integers(5, 3, 7)),
@@ -406,57 +407,3 @@ CASES: dict[str, tuple[Case, ...]] = {
     ),
 }
 """Operation to its cases."""
-
-
-def _update(kernel: str, moments: int, options: Mapping[str, Any]) -> tuple[Case, ...]:
-    """Parameters, gradients and moments (the last one not negative) of an optimizer's step."""
-
-    def make(size: int, extra: Mapping[str, Any]) -> Callable[[Generator], Arguments]:
-        def draw(generator: Generator) -> Arguments:
-            arrays = [generator.standard_normal(size) for _ in range(2 + moments)]
-            arrays[-1] = np.abs(arrays[-1])
-            return Arguments(tuple(arrays), {**options, **extra})
-
-        return draw
-
-    named: dict[str, tuple[int, dict[str, Any]]] = {
-        "plain": (37, {}),
-        "no decay": (37, {"weight_decay": 0.0}),
-        "scaled": (37, {"scale": 0.3}),
-        "not finite": (37, {"finite": False}),
-        "long": (70_001, {}),
-        "empty": (0, {}),
-    }
-    return tuple(Case(f"{kernel} {name}", make(size, extra)) for name, (size, extra) in named.items())
-
-
-_ADAM = {
-    "lr": 0.01,
-    "weight_decay": 0.1,
-    "decoupled": True,
-    "beta1": 0.9,
-    "beta2": 0.99,
-    "eps": 1e-8,
-    "correction1": 0.19,
-    "correction2": 0.0199,
-}
-_SGD = {"lr": 0.01, "weight_decay": 0.1, "momentum": 0.9, "nesterov": False}
-
-KERNEL_CASES: dict[str, tuple[Case, ...]] = {
-    "adam_step": (*_update("decoupled", 2, _ADAM), *_update("coupled", 2, {**_ADAM, "decoupled": False})),
-    "ema_step": (
-        case("plain", (37,), (37,), rate=0.01),
-        case("not finite", (37,), (37,), rate=0.01, finite=False),
-        case("long", (70_001,), (70_001,), rate=0.3),
-    ),
-    "erf": (case("plain", wide(4, 5)), case("far out", np.linspace(-45.0, 45.0, 181)), case("empty", (0, 3))),
-    "random_bits": (
-        case("plain", lambda _: (5, 3), lambda _: _KEY),
-        case("late samples", lambda _: (5, 3, 4), lambda _: _LATE_KEY),
-        case("long", lambda _: (3, 70_001), lambda _: MaskKey(1, 2, 3)),
-        case("empty", lambda _: (0, 3), lambda _: _KEY),
-    ),
-    "sgd_step": (*_update("plain", 1, _SGD), *_update("nesterov", 1, {**_SGD, "nesterov": True})),
-    "sum_of_squares": (case("plain", (37,)), case("long", (70_001,)), case("empty", (0,))),
-}
-"""Kernel to its cases.  ``random_bits`` takes ``xp`` and ``device`` besides."""
