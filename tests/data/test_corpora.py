@@ -83,8 +83,8 @@ def test_gpt2s_files_are_found_through_the_environment(data_dir: Path, monkeypat
 def test_the_alphabet() -> None:
     data = corpus_data("alphabet")
     assert isinstance(data.tokenizer, Characters)
-    assert data.tokenizer.alphabet == "abcdefghijklmnopqrstuvwxyz"
-    assert data.train[:30].tolist() == [*range(26), 0, 1, 2, 3]
+    assert data.tokenizer.alphabet == " abcdefghijklmnopqrstuvwxyz"
+    assert data.train[:30].tolist() == [*range(1, 27), 0, 1, 2, 3]
 
 
 def test_prose_is_english_and_long_enough() -> None:

@@ -211,17 +211,7 @@ def test_a_run(tmp_path: Path) -> None:
     best = min(log, key=lambda r: r["loss"])  # type: ignore[arg-type,return-value]
     assert trained.saved.step == session.progress.best_step == best["step"]
     assert session.progress.best_loss == best["loss"]
-    lines = TEXT.finish(trained, trained.data())
-    assert lines == [f"2 samples in {session.run.path / 'samples.txt'}"]
-    text = (session.run.path / "samples.txt").read_text()
-    assert text.count("---- sample ") == 2
-    assert not TEXT.finish(replace_settings(trained, samples=0), trained.data())
     assert TEXT.best_so_far(session.progress) == f"{session.progress.best_loss:.4f}"
-
-
-def replace_settings(trained: Any, **changes: Any) -> Any:
-    data = replace(trained.settings.data, **changes)
-    return replace(trained, settings=replace(trained.settings, data=data))
 
 
 def test_early_stop_at_the_best_held_out_loss(tmp_path: Path) -> None:
