@@ -90,10 +90,9 @@ class Block(Layer):
             bias_init=bias_init,
         )
         self.drop_path1 = DropPath(drop_path)
-        self.mlp: MLP | None = None
-        if mlp:
-            self.norm2 = make_norm(norm, dim, eps=norm_eps, bias=bias)
-            self.mlp = MLP(
+        self.norm2: Layer | None = make_norm(norm, dim, eps=norm_eps, bias=bias) if mlp else None
+        self.mlp: MLP | None = (
+            MLP(
                 dim,
                 hidden,
                 activation=activation,
@@ -104,12 +103,15 @@ class Block(Layer):
                 output_init=output_init,
                 bias_init=bias_init,
             )
-            self.drop_path2 = DropPath(drop_path)
+            if mlp
+            else None
+        )
+        self.drop_path2 = DropPath(drop_path)
 
     def branches(self) -> tuple[tuple[Layer, Layer, Layer], ...]:
         """Norm, body and drop path of the two residual branches, in the order of the forward."""
         attention = (self.norm1, self.attention, self.drop_path1)
-        if self.mlp is None:
+        if self.norm2 is None or self.mlp is None:
             return (attention,)
         mlp = (self.norm2, self.mlp, self.drop_path2)
         return (mlp, attention) if self.mlp_first else (attention, mlp)
