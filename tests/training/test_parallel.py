@@ -150,7 +150,7 @@ def test_evaluation_does_not_depend_on_the_threads() -> None:
     results = []
     for threads in (1, 2, 3):
         with Workers(t.backend, threads) as workers, pytest.MonkeyPatch.context() as patch:
-            patch.setattr("xpformer.training.trainer.EVALUATION_BATCH", 6)
+            patch.setattr("xpformer.data.batches.ImageBatches.evaluation_batch", 6)
             results.append(evaluate(t.model, t.batches, "validation", workers))
     for result in results[1:]:
         assert result.loss == results[0].loss

@@ -118,7 +118,7 @@ def test_an_observer_sees_every_share() -> None:
 @pytest.mark.parametrize("batch", [1, 7, 20, 500])
 @pytest.mark.parametrize("backend", ["numpy", "torch", "strict"])
 def test_evaluation(monkeypatch: pytest.MonkeyPatch, backend: str, batch: int) -> None:
-    monkeypatch.setattr("xpformer.training.trainer.EVALUATION_BATCH", batch)
+    monkeypatch.setattr("xpformer.data.batches.ImageBatches.evaluation_batch", batch)
     t = trainer(backend=backend_or_skip(backend), ema=0.0)  # type: ignore[arg-type]
     t.step()
     before = all_weights(t)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from xpformer.analysis.drawing import INK, LIGHT, new_figure, save_figure, show_image
+from xpformer.analysis.drawing import INK, LIGHT, fonts_for, new_figure, save_figure, show_image
 from xpformer.array import HostArray
 from xpformer.errors import DataError
 from xpformer.functional._op import Op, Pair
@@ -19,12 +19,13 @@ from xpformer.layers import Context, Layer, Observer
 class AttentionMaps(Observer):
     """Recomputes the attention weights of every block from its queries and keys; no operation has to keep them.
 
-    ``maps`` is by the path of the attention layer: (B, H, T, S) host arrays whose rows sum to one.
+    ``maps`` is by the path of the attention layer: (B, H, T, S) host arrays whose rows sum to one; with ``of`` =
+    :func:`~xpformer.functional.attention.attention_scores` the scores before the softmax.
     """
 
-    def __init__(self, to_numpy: Callable[[Any], HostArray]) -> None:
+    def __init__(self, to_numpy: Callable[[Any], HostArray], of: Callable[..., Any] = attention_weights) -> None:
         self.maps: dict[str, HostArray] = {}
-        self.to_numpy = to_numpy
+        self.to_numpy, self.of = to_numpy, of
 
     def forward(
         self, path: str, op: Op, pair: Pair, arrays: tuple[Any, ...], options: Mapping[str, Any], y: Any, saved: Any
@@ -33,17 +34,18 @@ class AttentionMaps(Observer):
         if op is attention:
             query, key, _, *mask = arrays
             how = {name: options[name] for name in ("causal", "scale") if name in options}
-            self.maps[path] = self.to_numpy(attention_weights(query, key, *mask, **how))
+            self.maps[path] = self.to_numpy(self.of(query, key, *mask, **how))
 
 
-def attention_maps(model: Layer, inputs: Any) -> dict[str, HostArray]:
-    """The attention weights of one inference: path of the layer to (B, H, T, S).
+def attention_maps(model: Layer, inputs: Any, of: Callable[..., Any] = attention_weights) -> dict[str, HostArray]:
+    """The attention weights (or scores) of one inference: path of the layer to (B, H, T, S).
 
     Args:
         model: on a backend.
         inputs: what its ``forward`` takes, on that backend.
+        of: what is recomputed of query, key and mask.
     """
-    maps = AttentionMaps(model.backend.to_numpy)
+    maps = AttentionMaps(model.backend.to_numpy, of)
     model.forward(inputs, Context(model.backend, observer=maps))
     return maps.maps
 
@@ -94,3 +96,48 @@ def attention_figure(
             if row == 0:
                 spot.set_title(f"head {head + 1}", fontsize=9, color=INK, pad=3.5)
     return save_figure(figure, path)
+
+
+def token_attention_figure(
+    labels: Sequence[str], weights: HostArray, scores: HostArray, path: Path, *, title: str = ""
+) -> Path:
+    """One block: a column a head, its weights above its scores; row = the token that reads, column = what it reads.
+
+    Args:
+        labels: of the T tokens; glyphs that no font of this machine has become code points, as U+4E00.
+        weights: (H, T, T), rows sum to one.
+        scores: (H, T, T), -inf where a token may not be read.
+        path: of the PNG file.
+        title: above the picture.
+    """
+    heads, count, _ = weights.shape
+    families, missing = fonts_for(labels)
+    shown = ["".join(f"U+{ord(c):04X}" if c in missing else c for c in label) for label in labels]
+    side = min(6.0, max(2.4, 0.17 * count + 0.6))
+    figure = new_figure(max(4.0, side * heads + 0.8), 2 * side + 0.9, title)
+    axes = figure.subplots(2, heads, squeeze=False)
+    size = max(3.0, min(9.0, 45 * side / count))
+    turn = 90 if max(map(len, shown)) > 2 else 0
+    visible = np.where(np.isfinite(scores), scores, np.nan)
+    parts = (("weights", weights, "viridis", 0.0, 1.0), ("scores", visible, "cividis", None, None))
+    for line, (name, values, colours, low, high) in zip(axes, parts, strict=True):
+        for head, spot in enumerate(line):
+            drawn = spot.imshow(values[head], cmap=colours, vmin=low, vmax=high, interpolation="nearest")
+            spot.set_title(f"head {head + 1}, {name}", fontsize=9, color=INK, pad=3.5)
+            spot.set_xticks(range(count), shown, rotation=turn, fontsize=size, fontfamily=families)
+            spot.set_yticks(range(count), shown, fontsize=size, fontfamily=families)
+            spot.tick_params(length=0, colors=INK)
+            bar = figure.colorbar(drawn, ax=spot, shrink=0.8, pad=0.02)
+            bar.ax.tick_params(labelsize=7, length=2)
+            bar.outline.set_visible(False)
+    return save_figure(figure, path)
+
+
+def token_label(data: bytes) -> str:
+    """A token as a label: white space by visible signs, bytes that are no text in hexadecimal."""
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError:
+        return "".join(f"\\x{byte:02x}" for byte in data)
+    signs = {" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍"}
+    return "".join(signs.get(c, c if c.isprintable() else f"U+{ord(c):04X}") for c in text)

@@ -7,6 +7,7 @@ through matplotlib's objects, not through pyplot, so nothing global is touched a
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from xpformer.errors import ConfigError
 BLUE, ORANGE, RED = "#0072B2", "#E69F00", "#D55E00"
 INK, GREY, LIGHT = "#222222", "#767676", "#DDDDDD"
 DPI = 150
+_FONT, _LAST_RESORT = "DejaVu Sans", "Last Resort"
 
 
 def new_figure(width: float, height: float, title: str) -> Any:
@@ -54,6 +56,33 @@ def show_image(axes: Any, image: HostArray, edge: str, width: float) -> None:
         spine.set(edgecolor=edge, linewidth=width)
 
 
+def fonts_for(texts: Iterable[str]) -> tuple[list[str], set[str]]:
+    """The font families that have the characters of ``texts``, and the characters that none of this machine has."""
+    manager = matplotlib().font_manager.fontManager
+    wanted = {character for text in texts for character in text}
+    families = [_FONT]
+    wanted -= _characters(manager.findfont(_FONT))
+    for font in sorted(manager.ttflist, key=lambda f: (f.style != "normal", f.weight != 400, f.name)):
+        if not wanted:
+            break
+        if _LAST_RESORT in font.name:  # it has a box for each block of Unicode, and no characters
+            continue
+        if found := wanted & _characters(font.fname):
+            families.append(font.name)
+            wanted -= found
+    return families, wanted
+
+
+def _characters(file: str) -> set[str]:
+    """What a font file has; nothing for one that cannot be read."""
+    from matplotlib.ft2font import FT2Font
+
+    try:
+        return {chr(code) for code in FT2Font(file).get_charmap()}
+    except (OSError, RuntimeError):
+        return set()
+
+
 def save_figure(figure: Any, path: Path) -> Path:
     """Write the PNG, as a whole or not at all."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -70,6 +99,7 @@ def matplotlib() -> Any:
         import matplotlib as mpl
         import matplotlib.colors
         import matplotlib.figure
+        import matplotlib.font_manager
     except ImportError as error:
         raise ConfigError('pictures need matplotlib, which is missing: pip install "xpformer[recipes]"') from error
     return mpl

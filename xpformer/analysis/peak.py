@@ -56,11 +56,12 @@ def _products(worker: int, dtype: str) -> Callable[[int], None]:
     return work
 
 
-def step_flops(model: Layer, input_shape: Sequence[int]) -> int:
+def step_flops(model: Layer, input_shape: Sequence[int], ids: int = 0) -> int:
     """FLOPs of the matrix products of one forward and backward pass of one sample; a batch costs its size times that.
 
     Args:
         model: on a backend; one pass is run.
         input_shape: of one sample, such as (C, H, W).
+        ids: the number of ids that the input may hold, 0 for real numbers.
     """
-    return summarize(model, input_shape).flops
+    return summarize(model, input_shape, ids).flops

@@ -158,20 +158,25 @@ class Summary:
         return self.trainable == self.total.parameters
 
 
-def summarize(model: Layer, input_shape: Sequence[int], *, batch: int = 1) -> Summary:
+def summarize(model: Layer, input_shape: Sequence[int], ids: int = 0, *, batch: int = 1) -> Summary:
     """Run ``model`` forward and backward once on random input and report each layer.
 
     The model must stand on a backend; its weights are not changed.  Its gradients are taken as in training, with
     dropout masks and without a gradient of the input.
 
     Args:
-        model: from floating-point arrays to one array.
+        model: from one array to another.
         input_shape: of one sample, such as (C, H, W).
+        ids: where the input holds ids, as of tokens, how many there are; 0 for real numbers.
         batch: number of samples.
     """
     backend = model.backend
-    host = host_generator(0, "summary").standard_normal((batch, *input_shape), dtype="float32")
-    x = backend.asarray(host, model.dtype)
+    draw, shape = host_generator(0, "summary"), (batch, *input_shape)
+    x = (
+        backend.asarray(draw.integers(0, ids, shape))
+        if ids
+        else backend.asarray(draw.standard_normal(shape, dtype="float32"), model.dtype)
+    )
     observer = _Costs()
     ctx = Context(backend, rng=Rng(0), grads=model.gradients(), observer=observer)
     y = model.forward(x, ctx)

@@ -17,7 +17,9 @@ from typing import NoReturn
 import click
 
 from xpformer.cli.evaluate import evaluate
+from xpformer.cli.generate import generate
 from xpformer.cli.inspect import backends, gradcheck, summary
+from xpformer.cli.plot import plot
 from xpformer.cli.predict import predict
 from xpformer.cli.recipes import recipes
 from xpformer.cli.shell import Shell, fail, say
@@ -43,7 +45,7 @@ def cli() -> None:
     """
 
 
-for _command in (train, resume, evaluate, predict, recipes, summary, backends, gradcheck):
+for _command in (train, resume, evaluate, predict, generate, plot, recipes, summary, backends, gradcheck):
     cli.add_command(_command)
 
 

@@ -14,6 +14,7 @@ from xpformer.cli.shell import (
     print_json,
     run_argument,
     say,
+    show,
     threads_option,
 )
 
@@ -24,7 +25,7 @@ step_option = click.option(
 
 @click.command(cls=Command)
 @run_argument
-@click.option("--split", default="test", show_default=True, help="val, test or train.")
+@click.option("--split", help="val, test or train; default: test, or val where the data has no test split.")
 @step_option
 @json_option
 @click.option("--csv", type=click.Path(path_type=Path), metavar="FILE", help="Also write the table per class here.")
@@ -33,7 +34,7 @@ step_option = click.option(
 @threads_option
 def evaluate(
     run: Path,
-    split: str,
+    split: str | None,
     step: int | None,
     as_json: bool,
     csv: Path | None,
@@ -41,12 +42,12 @@ def evaluate(
     backend: str | None,
     threads: int | None,
 ) -> None:
-    """Accuracy of a run on images it has not seen.
+    """What a run has learned, on data it has not seen.
 
-    Precision, recall and F1 per class, confusion matrix and pictures, with the weights that were best on the
-    validation split.
+    Of images: accuracy, precision, recall and F1 per class, confusion matrix and pictures. Of text: loss, perplexity
+    and bits per character of the whole split. Always with the weights that were best on the validation split.
 
-    Only this command and predict --split test touch the test images, and the run's log records each time: choose
+    Only this command and predict --split test touch the test split, and the run's log records each time: choose
     settings with --split val, and look at the test split once.
 
     Examples:
@@ -54,29 +55,30 @@ def evaluate(
       xpformer evaluate runs/vit-digits-1 --split val --step 570
       xpformer evaluate runs/vit-digits-1 --json > result.json
       xpformer evaluate runs/vit-digits-1 --csv classes.csv
+      xpformer evaluate runs/gpt-shakespeare-1
     """
     from xpformer.cli.pictures import draw
-    from xpformer.cli.report import show_evaluation
-    from xpformer.training.trained import SPLITS, evaluate_run, load_trained
+    from xpformer.cli.report import report
+    from xpformer.training.task import check_split
+    from xpformer.training.trained import evaluate_run, load_trained
 
-    if split not in SPLITS:
-        from xpformer.errors import ConfigError
-
-        raise ConfigError(f"unknown split {split!r}; it is val, test or train")
+    if split is not None:
+        check_split(split)
     trained = load_trained(run, step=step, backend=backend)
-    images = trained.data(data)
+    shown = report(trained.task)
+    if csv is not None:
+        shown.check_csv(csv)
+    loaded = trained.data(data)
     if csv is not None:
         _check_writable(csv)  # before the split is used
-    result = evaluate_run(trained, split, images, threads=threads)
+    result = evaluate_run(trained, split, loaded, threads=threads)
     if csv is not None:
-        from xpformer.analysis.tables import write_csv
-
-        say(f"table per class in {write_csv(result, csv)}")
+        say(f"table per class in {shown.write_csv(result, csv)}")
     if as_json:
         print_json({"run": str(run), "step": trained.saved.step, **result.summary()})
     else:
-        show_evaluation(result, f"weights of step {trained.saved.step:,}")
-        draw(trained.run, result, images)
+        show(*shown.tables(result, f"weights of step {trained.saved.step:,}"))
+        draw(shown, trained.run, result, loaded)
     if result.split == "test":
         from xpformer.training.log import Log
 

@@ -11,14 +11,14 @@ from xpformer.cli.shell import Command, backend_option, json_option, print_json,
 
 if TYPE_CHECKING:
     from xpformer.layers import Layer
-    from xpformer.training.recipe import Settings
+    from xpformer.training.task import Task
 
 
 @click.command(cls=Command)
 @click.argument("source", metavar="RECIPE|RUN")
 @click.option("--preset", metavar="NAME", help="Named settings of the recipe.")
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a setting; may be repeated.")
-@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images in the pass.")
+@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Samples in the pass.")
 @click.option("--depth", type=click.IntRange(min=0), metavar="N", help="Levels of layers to show; default: all.")
 @backend_option
 @json_option
@@ -45,16 +45,18 @@ def summary(
     from xpformer.analysis.summary import summarize
     from xpformer.training.recipe import settings_to_dict
 
-    model, settings = _model(source, preset, changes, "numpy" if backend is None else backend)
-    m = settings.model
-    result = summarize(model, (m.channels, m.image_size, m.image_size), batch=batch)
+    model, settings, task = _model(source, preset, changes, "numpy" if backend is None else backend)
+    shape, ids = task.sample(settings)
+    result = summarize(model, shape, ids, batch=batch)
     if as_json:
         print_json({**result.to_dict(), "settings": settings_to_dict(settings)})
     else:
         show(result.render(depth=depth))
 
 
-def _model(source: str, preset: str | None, changes: tuple[str, ...], backend: str) -> tuple[Layer, Settings]:
+def _model(
+    source: str, preset: str | None, changes: tuple[str, ...], backend: str
+) -> tuple[Layer, Any, Task[Any, Any]]:
     """The model of a run's best weights, or of a recipe's settings."""
     from xpformer.backend import get_backend
     from xpformer.errors import ConfigError
@@ -65,12 +67,12 @@ def _model(source: str, preset: str | None, changes: tuple[str, ...], backend: s
         from xpformer.training.trained import load_trained
 
         trained = load_trained(Path(source), backend=backend)
-        return trained.model, trained.settings
+        return trained.model, trained.settings, trained.task
     from xpformer.training.recipe import find_recipe, load_recipe
 
     recipe = load_recipe(find_recipe(source))
     settings = recipe.settings(preset, changes)
-    return recipe.build(settings, 0).to(get_backend(backend), "float32"), settings
+    return recipe.build(settings, 0).to(get_backend(backend), "float32"), settings, recipe.task
 
 
 @click.command(cls=Command)

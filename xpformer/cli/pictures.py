@@ -11,9 +11,10 @@ from xpformer.cli.shell import say
 from xpformer.errors import XpformerError
 
 if TYPE_CHECKING:
-    from xpformer.data.images import ImageData
-    from xpformer.training.metrics import Evaluation
+    from xpformer.cli.report import Report
+    from xpformer.training.metrics import Result
     from xpformer.training.run import Run
+    from xpformer.training.task import AnyData
 
 
 def have_matplotlib() -> bool:
@@ -33,21 +34,12 @@ def optional_picture() -> Iterator[None]:
         say(f"note: a picture was not written: {error}")
 
 
-def draw(run: Run, evaluation: Evaluation, data: ImageData, *, curves: bool = False) -> None:
-    """Confusion matrix and misclassified images (and the training curves) into the run's ``figures/``."""
+def draw(report: Report, run: Run, result: Result, data: AnyData, *, curves: bool = False) -> None:
+    """The pictures of an evaluation (and the training curves) into the run's ``figures/``."""
     if not have_matplotlib():
         return
-    from xpformer.analysis.figures import confusion_figure, misclassified_grid, training_curves
-    from xpformer.training.log import Log
-
-    suffix = "" if curves else f"_{evaluation.split}"
-    images = getattr(data, evaluation.split)
     with optional_picture():
         run.figures.mkdir(exist_ok=True)
-        names = [f"confusion{suffix}.png", f"misclassified{suffix}.png"]
-        if curves:
-            names.insert(0, "curves.png")
-            training_curves(Log.read(run.log_path), run.figures / "curves.png")
-        confusion_figure(evaluation, run.figures / f"confusion{suffix}.png")
-        misclassified_grid(images, evaluation, run.figures / f"misclassified{suffix}.png")
-        say(f"pictures in {run.figures}: {', '.join(names)}")
+        names = [path.name for path in report.figures(run, result, data, curves=curves)]
+        if names:
+            say(f"pictures in {run.figures}: {', '.join(names)}")

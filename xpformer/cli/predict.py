@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,6 +102,7 @@ def predict(
       xpformer predict runs/vit-mnist-1 --first 12 --to pictures
       xpformer predict runs/vit-mnist-1 --index 7 --index 1014 --json
     """
+    from xpformer.errors import ConfigError
     from xpformer.training.predict import predict_images
     from xpformer.training.trained import load_trained
 
@@ -109,11 +111,13 @@ def predict(
             "name image files, or images of the data set with --index or --first", click.get_current_context()
         )
     trained = load_trained(run, step=step, backend=backend)
+    if trained.reads_text:
+        raise ConfigError(f"{run}: is a language model; let it write: xpformer generate {shlex.quote(str(run))}")
     if images:
         choice: dict[str, Literal["auto"] | bool] = {"auto": "auto", "yes": True, "no": False}
         pictures = _from_files(trained, images, choice[invert])
     else:
-        pictures = _from_data(trained, split, [*range(first or 0), *indices], data)
+        pictures = from_data(trained, split, [*range(first or 0), *indices], data)
     import numpy as np
 
     probabilities = predict_images(trained, np.stack([picture.pixels for picture in pictures]))
@@ -125,7 +129,7 @@ def predict(
     if to is not None or not as_json:
         _draw(trained, pictures, probabilities, to)
     if attention:
-        _draw_attention(trained, pictures[0], to or trained.run.figures)
+        draw_attention(trained, pictures[0], to or trained.run.figures)
 
 
 def _from_files(trained: Trained, paths: Sequence[Path], invert: Literal["auto"] | bool) -> list[Picture]:
@@ -135,18 +139,19 @@ def _from_files(trained: Trained, paths: Sequence[Path], invert: Literal["auto"]
     return [Picture(path.name, load_image(path, (channels, height, width), invert=invert)) for path in paths]
 
 
-def _from_data(trained: Trained, split: str, indices: Sequence[int], folder: Path | None) -> list[Picture]:
+def from_data(trained: Trained, split: str, indices: Sequence[int], folder: Path | None) -> list[Picture]:
+    """Images of a split by their numbers."""
     from xpformer.errors import ConfigError
-    from xpformer.training.trained import SPLITS, record_test_images
+    from xpformer.training.task import check_split
+    from xpformer.training.trained import record_test_images
 
-    if split not in SPLITS:
-        raise ConfigError(f"unknown split {split!r}; it is val, test or train")
-    images = getattr(trained.data(folder), SPLITS[split])
+    name = check_split(split)
+    images = getattr(trained.data(folder), name)
     if max(indices) >= len(images):
-        raise ConfigError(f"image {max(indices)}: the {SPLITS[split]} split has images 0 to {len(images) - 1}")
-    if SPLITS[split] == "test":
+        raise ConfigError(f"image {max(indices)}: the {name} split has images 0 to {len(images) - 1}")
+    if name == "test":
         record_test_images(trained, indices)
-    return [Picture(f"{SPLITS[split]} {i}", images.images[i], i, int(images.labels[i])) for i in indices]
+    return [Picture(f"{name} {i}", images.images[i], i, int(images.labels[i])) for i in indices]
 
 
 def _record(picture: Picture, probabilities: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
@@ -220,7 +225,8 @@ def _draw(trained: Trained, pictures: Sequence[Picture], probabilities: np.ndarr
             say(f"picture: {folder / 'predictions.png'}")
 
 
-def _draw_attention(trained: Trained, picture: Picture, folder: Path) -> None:
+def draw_attention(trained: Trained, picture: Picture, folder: Path) -> None:
+    """``attention.png``: what each head of each block reads of an image."""
     from xpformer.analysis.attention import attention_figure, attention_maps
     from xpformer.models.vit import ViT
     from xpformer.training.predict import model_input

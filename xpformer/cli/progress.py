@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xpformer.cli.shell import plain_output
-from xpformer.training.metrics import Evaluation
+from xpformer.training.metrics import Result
 from xpformer.training.session import Reporter, Session
 from xpformer.training.trainer import StepResult
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 DRAW_EVERY = 0.25
 LINE_EVERY = 5.0
 _MEMORY = 0.95  # of the running means of loss and accuracy: some twenty steps
-_UNITS = ("images/s", "of peak")  # stand behind their numbers
+_BEHIND = ("/s", "of peak")  # units that stand behind their numbers
 
 
 def make_reporter(limit: int | None = None) -> PlainReporter:
@@ -36,13 +36,15 @@ class Meter:
     def __init__(self, session: Session) -> None:
         self.session = session
         self.first = session.progress.step
-        self.batch = session.settings.train.batch_size
+        batches = session.trainer.batches
+        self.unit, self.batch = f"{batches.unit}/s", batches.batch_size * batches.units
+        self.measures = session.recipe.task.measures
         self.per_epoch = session.trainer.batches.steps_per_epoch
         self.total = session.trainer.total_steps
         self.loss = self.accuracy = self.seconds = self._weight = self._time_weight = 0.0
         self.step, self.lr = self.first, 0.0
         self.began = self._last = time.monotonic()
-        self.peak_share = _peak_share(session)  # of one image a second
+        self.peak_share = _peak_share(session) / batches.units  # of one image or token a second
         self.began = self._last = time.monotonic()
 
     def add(self, result: StepResult, now: float) -> None:
@@ -63,18 +65,15 @@ class Meter:
     def numbers(self) -> list[tuple[str, str]]:
         """Value and unit of what is measured, as people read them."""
         weight, rate = self._weight or math.nan, self.rate
-        shown = [
-            ("loss", f"{self.loss / weight:.4f}"),
-            ("accuracy", f"{self.accuracy / weight:.1%}"),
-            ("images/s", f"{rate:,.0f}"),
-        ]
+        texts = {"loss": f"{self.loss / weight:.4f}", "accuracy": f"{self.accuracy / weight:.1%}"}
+        shown = [*((name, texts[name]) for name in self.measures), (self.unit, f"{rate:,.0f}")]
         if self.peak_share:
             shown.append(("of peak", f"{self.peak_share * rate:.0%}"))
         return [*shown, ("lr", f"{self.lr:.2e}")]
 
     @property
     def rate(self) -> float:
-        """Images a second."""
+        """Images or tokens a second."""
         return self.batch * self._time_weight / self.seconds if self.seconds else 0.0
 
     def left(self, limit: int) -> str:
@@ -86,13 +85,14 @@ class Meter:
 
 
 def _peak_share(session: Session) -> float:
-    """FLOPs of one image over the measured peak; 0 where the processor is not what computes."""
+    """FLOPs of one sample over the measured peak; 0 where the processor is not what computes."""
     from xpformer.analysis.peak import measured_peak, step_flops
 
     trainer = session.trainer
     if not trainer.backend.shares_batch:
         return 0.0
-    return step_flops(trainer.model, session.data.image_shape) / measured_peak(trainer.threads, session.options.dtype)
+    flops = step_flops(trainer.model, *session.recipe.task.sample(session.settings))
+    return flops / measured_peak(trainer.threads, session.options.dtype)
 
 
 def duration(seconds: float) -> str:
@@ -106,12 +106,11 @@ def headline(session: Session) -> str:
     """What is trained, on what and how, in one line."""
     s, trainer = session, session.trainer
     fused = trainer.backend.replaced()
-    preset = s.run.config.get("preset")
-    sizes = f"{len(s.data.train):,} train + {len(s.data.validation):,} validation"
+    preset, sizes = s.run.config.get("preset"), s.recipe.task.sizes(s.data)
     threads = f", {trainer.threads} thread{'s' * (trainer.threads > 1)}" if trainer.backend.shares_batch else ""
     return (
         f"{s.recipe.name}{f' ({preset})' if preset else ''}: {trainer.model.count_parameters():,} parameters, "
-        f"{s.data.name} {sizes} images, {trainer.backend.spec} (fused: {', '.join(sorted(fused)) or 'none'}){threads}, "
+        f"{s.data.name} {sizes}, {trainer.backend.spec} (fused: {', '.join(sorted(fused)) or 'none'}){threads}, "
         f"{trainer.total_steps:,} steps of {s.settings.train.batch_size}, seed {s.options.seed}, {s.options.dtype}"
         f" -> {s.run.path}"
     )
@@ -139,7 +138,7 @@ class PlainReporter(Reporter):
 
     def draw(self, now: float) -> None:
         """Show where training is."""
-        numbers = "  ".join(f"{v} {name}" if name in _UNITS else f"{name} {v}" for name, v in self.meter.numbers())
+        numbers = "  ".join(f"{v} {n}" if n.endswith(_BEHIND) else f"{n} {v}" for n, v in self.meter.numbers())
         self.line(f"step {self.meter.step:,}/{self.goal:,}  {numbers}  {self.meter.left(self.goal)}".rstrip())
 
     @property
@@ -163,13 +162,13 @@ class PlainReporter(Reporter):
             self._next = now + self._every
             self.draw(now)
 
-    def evaluated(self, session: Session, evaluation: Evaluation, *, best: bool) -> None:
+    def evaluated(self, session: Session, evaluation: Result, *, best: bool) -> None:
         """A line that stays."""
         m = self.meter
         values = dict(m.numbers())
         self.line(
             f"step {m.step:,}  epoch {m.step / m.per_epoch:.4g}  train loss {values['loss']}  "
-            f"validation loss {evaluation.loss:.4f}  accuracy {evaluation.accuracy:.2%}{'  best' * best}"
+            f"validation loss {evaluation.loss:.4f}  {' '.join(evaluation.figure)}{'  best' * best}"
         )
         m.pause()
 
@@ -229,23 +228,24 @@ class LiveReporter(PlainReporter):
         numbers = Text(no_wrap=True, overflow="ellipsis")
         for name, value in m.numbers():
             parts = [(value, "bold"), (f" {name}", "dim")]
-            for part in parts if name in _UNITS else [(f"{name} ", "dim"), (value, "bold")]:
+            for part in parts if name.endswith(_BEHIND) else [(f"{name} ", "dim"), (value, "bold")]:
                 numbers.append(*part)
             numbers.append("   ")
         return Group(top, numbers)
 
-    def evaluated(self, session: Session, evaluation: Evaluation, *, best: bool) -> None:
+    def evaluated(self, session: Session, evaluation: Result, *, best: bool) -> None:
         """A row of the table."""
         from rich.text import Text
 
         m = self.meter
+        name, figure = evaluation.figure
         if not self._header:
             self._header = True
             self._console.print(
-                Text(f"{'step':>8} {'epoch':>6} {'train loss':>11} {'val loss':>9} {'val accuracy':>13}", "dim")
+                Text(f"{'step':>8} {'epoch':>6} {'train loss':>11} {'val loss':>9} {f'val {name}':>14}", "dim")
             )
         row = f"{m.step:>8,} {m.step / m.per_epoch:>6.4g} {dict(m.numbers())['loss']:>11} {evaluation.loss:>9.4f} "
         mark = ("  best", "green") if best else ""
-        self._console.print(Text.assemble(row, (f"{evaluation.accuracy:>13.2%}", "bold" if best else ""), mark))
+        self._console.print(Text.assemble(row, (f"{figure:>14}", "bold" if best else ""), mark))
         self.draw(time.monotonic())
         m.pause()

@@ -82,6 +82,13 @@ threads_option = click.option(
     "--threads", type=int, metavar="N", help="Threads that share a batch; default: the CPUs this process may use."
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for a program, and draw nothing.")
+unknown_option = click.option(
+    "--unknown",
+    type=click.Choice(["error", "skip"]),
+    default="error",
+    show_default=True,
+    help="Characters of a prompt that the model does not know.",
+)
 run_argument = click.argument("run", type=DIRECTORY, metavar="RUN")
 
 

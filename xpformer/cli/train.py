@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from xpformer.cli.shell import DIRECTORY, Command, backend_option, data_option, run_argument, say, threads_option
+from xpformer.cli.shell import DIRECTORY, Command, backend_option, data_option, run_argument, say, show, threads_option
 
 if TYPE_CHECKING:
     from xpformer.training.session import Session
@@ -36,6 +36,12 @@ max_steps_option = click.option(
 @click.option("--dtype", default="float32", show_default=True, help="float32 or float64.")
 @data_option
 @click.option("--out", type=DIRECTORY, metavar="DIR", help="Directory of the run; default: runs/RECIPE-1, -2, ...")
+@click.option(
+    "--grow-from",
+    type=DIRECTORY,
+    metavar="RUN",
+    help="Start a deeper language model from the blocks of this run; only model.depth may differ.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of weights, order, augmentation and masks.")
 @threads_option
 @max_steps_option
@@ -47,6 +53,7 @@ def train(
     dtype: str,
     data: Path | None,
     out: Path | None,
+    grow_from: Path | None,
     seed: int,
     threads: int | None,
     max_steps: int | None,
@@ -63,11 +70,12 @@ def train(
       xpformer train vit-mnist --preset quick
       xpformer train vit-mnist --set epochs=8 --set train.lr=0.002 --set model.depth=4
       xpformer train vit-mnist --backend torch:cuda:0 --out runs/on-the-gpu
+      xpformer train gpt-shakespeare --set depth=6 --grow-from runs/gpt-shakespeare-1
       xpformer recipes copy vit-mnist mine.py && xpformer train mine.py
     """
     from xpformer.training.session import Options, start
 
-    options = Options("numpy" if backend is None else backend, dtype, seed, threads, data, out)
+    options = Options("numpy" if backend is None else backend, dtype, seed, threads, data, out, grow_from)
     session = start(recipe, options, preset=preset, changes=changes, arguments=sys.argv[1:])
     _train(session, max_steps)
 
@@ -98,11 +106,11 @@ def resume(run: Path, max_steps: int | None, backend: str | None, threads: int |
         say(f"note: {note}")
     done = session.progress.step
     if session.complete and (max_steps or 0) <= done:
-        p = session.progress
+        p, task = session.progress, session.recipe.task
         why = "ended by early stop" if p.finished == "early stop" else "is finished"
         say(
             f"{run}: {why} at step {done:,}, nothing is left to do; "
-            f"its best validation accuracy is {p.best_accuracy:.2%} (step {p.best_step:,})"
+            f"its best {task.best} is {task.best_so_far(p)} (step {p.best_step:,})"
         )
         _what_next(session)
         return
@@ -124,8 +132,8 @@ def _train(session: Session, max_steps: int | None) -> None:
         click.echo(f"go on with:  xpformer resume {shlex.quote(str(session.run.path))}")
         return
     if reason == "early stop":
-        patience = session.settings.train.patience
-        say(f"early stop at step {step:,} of {total:,}: {patience} evaluations without a better validation accuracy")
+        patience, best = session.settings.train.patience, session.recipe.task.best
+        say(f"early stop at step {step:,} of {total:,}: {patience} evaluations without a better {best}")
     _show_best(session)
     _what_next(session)
 
@@ -146,24 +154,30 @@ def _schedule_note(session: Session, limit: int) -> str:
 
 
 def _show_best(session: Session) -> None:
-    """Per-class table, confusion matrix and pictures of the best weights, on the validation split."""
+    """The report and the pictures of the best weights, on the validation split."""
     from xpformer.cli.pictures import draw
-    from xpformer.cli.report import show_evaluation
+    from xpformer.cli.report import report
     from xpformer.training.trained import evaluate_run, load_trained
 
-    run = session.run
+    run, shown = session.run, report(session.recipe.task)
     trained = load_trained(run.path, backend=session.options.backend)
-    evaluation = evaluate_run(trained, "val", session.data, threads=session.trainer.threads)
-    show_evaluation(evaluation, f"best weights (step {trained.saved.step:,})")
-    draw(run, evaluation, session.data, curves=True)
+    result = evaluate_run(trained, "val", session.data, threads=session.trainer.threads)
+    show(*shown.tables(result, f"best weights (step {trained.saved.step:,})"))
+    draw(shown, run, result, session.data, curves=True)
+    for line in shown.finish(trained, session.data):
+        say(line)
 
 
 def _what_next(session: Session) -> None:
+    from xpformer.cli.report import report
     from xpformer.training.log import Log
 
     run = shlex.quote(str(session.run.path))
     log = session.run.log_path
     seen = log.exists() and any(record["event"] == "test" for record in Log.read(log))
     click.echo(f"the run is in {session.run.path}; next:")
-    click.echo(f"  xpformer evaluate {run}            the test images{'' if seen else ', unseen so far'}")
-    click.echo(f"  xpformer predict {run} --first 12  single images, with a picture")
+    steps = report(session.recipe.task).next_steps(test_seen=seen)
+    commands = [command.replace("RUN", run) for command, _ in steps]
+    width = max(map(len, commands))
+    for command, (_, what) in zip(commands, steps, strict=True):
+        click.echo(f"  {command:<{width}}  {what}")

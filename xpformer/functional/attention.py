@@ -130,6 +130,21 @@ def attention_weights(
     Raises:
         ShapeError: if the shapes do not fit, or the mask is neither boolean nor of the query's dtype.
     """
+    scores = attention_scores(query, key, mask, causal=causal, scale=scale)
+    xp = namespace(scores)
+    if scores.shape[-1] == 0:
+        return scores
+    peak = xp.max(scores, axis=-1, keepdims=True)
+    exponentials = xp.exp(scores - xp.where(peak > -math.inf, peak, 0.0))  # a masked row has exp(-inf - 0) = 0
+    total = xp.sum(exponentials, axis=-1, keepdims=True)
+    probabilities: Array = exponentials / xp.where(total > 0.0, total, 1.0)  # (2)
+    return probabilities
+
+
+def attention_scores(
+    query: Array, key: Array, mask: Array | None = None, *, causal: bool = False, scale: float | None = None
+) -> Array:
+    """``Z = scale Q Kᵀ + M``, the scores before the softmax; arguments and errors as of :func:`attention_weights`."""
     _check(query, key)
     xp = namespace(query)
     queries = _group(_swap(query) * _scale(query, scale), key)
@@ -142,13 +157,7 @@ def attention_weights(
         last = xp.arange(queries_count, dtype=xp.int64, device=device(query)) + (keys_count - queries_count)
         keys = xp.arange(keys_count, dtype=xp.int64, device=device(query))
         scores = xp.where(keys <= xp.expand_dims(last, axis=1), scores, -math.inf)
-    if keys_count == 0:
-        return scores
-    peak = xp.max(scores, axis=-1, keepdims=True)
-    exponentials = xp.exp(scores - xp.where(peak > -math.inf, peak, 0.0))  # a masked row has exp(-inf - 0) = 0
-    total = xp.sum(exponentials, axis=-1, keepdims=True)
-    probabilities: Array = exponentials / xp.where(total > 0.0, total, 1.0)  # (2)
-    return probabilities
+    return scores
 
 
 def backward(

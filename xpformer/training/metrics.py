@@ -1,13 +1,42 @@
-"""Accuracy, precision, recall and F1 from a confusion matrix."""
+"""What an evaluation says: accuracy, precision, recall and F1 of classes."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from xpformer.array import HostArray
+
+_LARGEST_EXPONENT = 700.0  # exp of more is infinite
+
+
+class Result(Protocol):
+    """One pass over a split, of any task."""
+
+    @property
+    def split(self) -> str:
+        """Its name."""
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy without label smoothing, in nats."""
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right predictions."""
+
+    @property
+    def figure(self) -> tuple[str, str]:
+        """Name and text of the figure that people compare."""
+
+    def beats(self, accuracy: float, loss: float) -> bool:
+        """Whether it is better than the best so far."""
+
+    def summary(self) -> dict[str, object]:
+        """What a log or a program reads."""
 
 
 class ClassMetrics(NamedTuple):
@@ -47,6 +76,15 @@ class Evaluation:
         """Share of right predictions."""
         return float(np.trace(self.confusion) / max(1, self.count))
 
+    @property
+    def figure(self) -> tuple[str, str]:
+        """The accuracy."""
+        return "accuracy", f"{self.accuracy:.2%}"
+
+    def beats(self, accuracy: float, loss: float) -> bool:
+        """By accuracy, then by loss."""
+        return (self.accuracy, -self.loss) > (accuracy, -loss)
+
     def per_class(self) -> list[ClassMetrics]:
         """Precision, recall, F1 and support of each class."""
         right = np.diag(self.confusion).astype(float)
@@ -68,6 +106,56 @@ class Evaluation:
             "accuracy": self.accuracy,
             "classes": [row._asdict() for row in self.per_class()],
             "confusion": self.confusion.tolist(),
+        }
+
+
+@dataclass(frozen=True)
+class TextEvaluation:
+    """The result of one pass over a part of a text."""
+
+    split: str
+    loss: float
+    """Mean cross-entropy of the next token, in nats."""
+    count: int
+    """Tokens that were predicted."""
+    correct: int
+    """Of them, those that were the likeliest."""
+    characters_per_token: float | None
+    """``None`` where the tokens' text is unknown."""
+
+    @property
+    def accuracy(self) -> float:
+        """Share of tokens that were the likeliest."""
+        return self.correct / max(1, self.count)
+
+    @property
+    def perplexity(self) -> float:
+        """``exp(loss)``: among so many equally likely tokens the model would choose as badly."""
+        return math.exp(self.loss) if self.loss < _LARGEST_EXPONENT else math.inf
+
+    @property
+    def bits_per_character(self) -> float | None:
+        """``loss / ln 2`` a token, over the characters that a token has: what tokenizers can be compared by."""
+        return self.loss / math.log(2) / self.characters_per_token if self.characters_per_token else None
+
+    @property
+    def figure(self) -> tuple[str, str]:
+        """The perplexity."""
+        return "perplexity", f"{self.perplexity:,.4g}"
+
+    def beats(self, accuracy: float, loss: float) -> bool:
+        """By loss."""
+        return self.loss < loss
+
+    def summary(self) -> dict[str, object]:
+        """What a log or a program reads."""
+        return {
+            "split": self.split,
+            "count": self.count,
+            "loss": self.loss,
+            "accuracy": self.accuracy,
+            "perplexity": self.perplexity,
+            "bits_per_character": self.bits_per_character,
         }
 
 

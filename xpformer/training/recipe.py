@@ -9,36 +9,18 @@ import math
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import msgspec
 
-from xpformer.data.augment import Augmentation
-from xpformer.data.images import ImageData
 from xpformer.errors import ConfigError, DataError, XpformerError, suggest
 from xpformer.layers import Layer
-from xpformer.models.vit import ViT, ViTConfig
-from xpformer.training.config import TrainConfig
+from xpformer.training.task import Task, check_data
+from xpformer.training.tasks.images import DataConfig, ImageTask, Settings
 
-
-@dataclass(frozen=True)
-class DataConfig:
-    """What a run takes of a data set."""
-
-    validation: int = 5000
-    """Training images held out, by the run's seed, to choose the best weights."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Everything that ``--set`` can change: one preset of a recipe."""
-
-    model: ViTConfig
-    train: TrainConfig
-    augmentation: Augmentation = Augmentation()  # noqa: RUF009  (frozen)
-    data: DataConfig = DataConfig()
+__all__ = ["DataConfig", "Recipe", "Settings", "find_recipe", "list_recipes", "load_recipe", "recipes_root"]
 
 
 @dataclass(frozen=True)
@@ -50,18 +32,20 @@ class Recipe:
         summary: one line for ``xpformer recipes``.
         presets: named settings.
         default: the preset that runs when none is named.
-        load_data: ``(folder or None, validation size, seed) -> ImageData``.
+        load_data: ``(folder or None, validation size, seed) -> ImageData``; another task says what it calls.
         figures: what the presets reach, for ``xpformer recipes``.
+        task: what is learned; default: images into classes.
     """
 
     name: str
     summary: str
-    presets: Mapping[str, Settings]
+    presets: Mapping[str, Any]
     default: str
-    load_data: Callable[[Path | None, int, int], ImageData]
+    load_data: Callable[..., Any]
     figures: str = ""
+    task: Task[Any, Any] = ImageTask()  # noqa: RUF009  (has no state)
 
-    def settings(self, preset: str | None = None, changes: Sequence[str] = ()) -> Settings:
+    def settings(self, preset: str | None = None, changes: Sequence[str] = ()) -> Any:
         """A preset with ``key=value`` changes.
 
         Raises:
@@ -73,59 +57,60 @@ class Recipe:
         tree = settings_to_dict(self.presets[name])
         for change in changes:
             _apply(tree, change)
-        return settings_from_dict(tree)
+        return settings_from_dict(tree, self.task.settings)
 
-    def read_data(self, folder: Path | None, settings: Settings, seed: int) -> ImageData:
+    def read_data(self, folder: Path | None, settings: Any, seed: int) -> Any:
         """What ``load_data`` gives.
 
         Raises:
             DataError: if it fails in a way of its own, or gives something else.
         """
         try:
-            data = self.load_data(folder, settings.data.validation, seed)
+            data = self.task.load(self.load_data, folder, settings, seed)
         except (XpformerError, MemoryError):
             raise
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             raise DataError(f"recipe {self.name}: load_data failed: {reason}; --debug shows where") from error
-        if not isinstance(data, ImageData):
-            raise DataError(f"recipe {self.name}: load_data gave {type(data).__name__}, expected ImageData")
+        check_data(self.name, data, self.task)
         return data
 
-    def build(self, settings: Settings, seed: int) -> Layer:
+    def build(self, settings: Any, seed: int) -> Layer:
         """The model, not yet on a backend."""
-        return ViT(settings.model, seed=seed)
+        return self.task.build(settings, seed)
 
 
-def settings_to_dict(settings: Settings) -> dict[str, dict[str, Any]]:
+def settings_to_dict(settings: Any) -> dict[str, dict[str, Any]]:
     """Settings as JSON can hold them."""
     tree: dict[str, dict[str, Any]] = json.loads(json.dumps(asdict(settings)))
     return tree
 
 
-def settings_from_dict(tree: Mapping[str, Any]) -> Settings:
-    """The opposite of :func:`settings_to_dict`, strictly.
+def settings_from_dict(tree: Mapping[str, Any], kind: Any = Settings) -> Any:
+    """The opposite of :func:`settings_to_dict`, strictly: settings of the class ``kind``.
 
     Raises:
         ConfigError: if a key is unknown or a value has another type or range.
     """
-    known = {f.name: f.type for f in fields(Settings)}
-    for section in ("model", "train"):
+    known = get_type_hints(kind)
+    needed = [f.name for f in fields(kind) if f.default is MISSING]
+    others = [name for name in known if name not in needed]
+    for section in needed:
         if section not in tree:
             raise ConfigError(
-                f"section {section!r} is missing; expected model, train and perhaps augmentation and data"
+                f"section {section!r} is missing; expected {', '.join(needed)} and perhaps {' and '.join(others)}"
             )
     for section, values in tree.items():
         if section not in known:
             raise ConfigError(f"unknown section {section!r}; {suggest(section, known)}")
         if not isinstance(values, Mapping):
             raise ConfigError(f"{section}: Expected options by name, got {values!r}")
-        names = _options(section)
+        names = {f.name for f in fields(known[section])}
         for key in values:
             if key not in names:
                 raise ConfigError(f"unknown option {section}.{key}; {suggest(key, names)}")
     try:
-        settings = msgspec.convert(tree, Settings, strict=False)
+        settings = msgspec.convert(tree, kind, strict=False)
     except msgspec.ValidationError as error:
         text = str(error)
         reason, _, place = text.partition(" - at ")
@@ -138,11 +123,6 @@ def settings_from_dict(tree: Mapping[str, Any]) -> Settings:
             if isinstance(value, float) and not math.isfinite(value):
                 raise ConfigError(f"{section}.{key} = {value} is not a finite number")
     return settings
-
-
-def _options(section: str) -> set[str]:
-    kinds: dict[str, Any] = {"model": ViTConfig, "train": TrainConfig, "augmentation": Augmentation, "data": DataConfig}
-    return {f.name for f in fields(kinds[section])} if is_dataclass(kinds[section]) else set()
 
 
 def _at(tree: Any, where: str) -> Any:

@@ -9,20 +9,19 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-import xpformer
 from xpformer.backend import Backend, get_backend
-from xpformer.data.batches import ImageBatches
-from xpformer.data.images import ImageData
-from xpformer.errors import CheckpointError, DataError, NonFiniteError, RunError
+from xpformer.errors import CheckpointError, ConfigError, NonFiniteError, RunError
 from xpformer.training import checkpoint, fs
 from xpformer.training.environment import environment_manifest
 from xpformer.training.log import Log
-from xpformer.training.metrics import Evaluation
+from xpformer.training.metrics import Result
 from xpformer.training.parallel import thread_count
-from xpformer.training.recipe import Recipe, Settings, find_recipe, load_recipe, settings_to_dict
+from xpformer.training.recipe import Recipe, find_recipe, load_recipe, settings_to_dict
 from xpformer.training.run import Run, default_run_path
 from xpformer.training.signals import Interrupted, StopRequest, stop_on_signals
+from xpformer.training.task import AnyData, AnySettings
 from xpformer.training.trained import check_options, load_data, read_config
 from xpformer.training.trainer import Progress, StepResult, Trainer
 
@@ -36,7 +35,7 @@ class Reporter:
     def stepped(self, session: Session, result: StepResult) -> None:
         """One update is done."""
 
-    def evaluated(self, session: Session, evaluation: Evaluation, *, best: bool) -> None:
+    def evaluated(self, session: Session, evaluation: Result, *, best: bool) -> None:
         """The validation split was evaluated."""
 
     def saved(self, session: Session, path: Path) -> None:
@@ -59,6 +58,7 @@ class Options:
     threads: int | None = None
     data: Path | None = None
     out: Path | None = None
+    grow_from: Path | None = None
 
     def __post_init__(self) -> None:
         check_options("", self.seed, self.dtype)
@@ -73,12 +73,12 @@ class Session:
     """
 
     def __init__(
-        self, run: Run, recipe: Recipe, settings: Settings, options: Options, trainer: Trainer, data: ImageData
+        self, run: Run, recipe: Recipe, settings: AnySettings, options: Options, trainer: Trainer, data: AnyData
     ) -> None:
         self.run, self.recipe, self.settings, self.options = run, recipe, settings, options
         self.trainer, self.data = trainer, data
         self.saved: int | None = None
-        self.last_evaluation: Evaluation | None = None
+        self.last_evaluation: Result | None = None
 
     @property
     def progress(self) -> Progress:
@@ -177,7 +177,7 @@ class Session:
             )
             log.write("nonfinite", p.step, message=message)
             raise NonFiniteError(message)
-        best = (evaluation.accuracy, -evaluation.loss) > (p.best_accuracy, -p.best_loss)
+        best = evaluation.beats(p.best_accuracy, p.best_loss)
         p.last_evaluation = p.step
         p.evaluations_since_best = 0 if best else p.evaluations_since_best + 1
         if best:
@@ -200,7 +200,7 @@ class Session:
                 raise CheckpointError(f"{link}: cannot be moved to {name}: {error.strerror}") from error
 
     def _save(self, log: Log, reporter: Reporter, *, best: bool = False) -> None:
-        documents = model_documents(self.settings, self.data)
+        documents = self.recipe.task.describe(self.settings, self.data)
         with self._recorded(log):
             self.trainer.confirm()
         path = self.trainer.save(self.run.checkpoints, documents=documents, best=best)
@@ -219,32 +219,35 @@ class Session:
             raise
 
 
-def model_documents(settings: Settings, data: ImageData) -> dict[str, object]:
-    """What stands beside the weights: the model's shape, and how an image becomes its input."""
-    model = {"model_type": "xpformer-vit", "xpformer_version": xpformer.__version__}
-    return {
-        "config.json": model | settings_to_dict(settings)["model"] | {"class_names": list(data.classes)},
-        "preprocessor.json": {"mean": list(data.mean), "std": list(data.std), "image_shape": list(data.image_shape)},
-    }
-
-
-def make_trainer(recipe: Recipe, settings: Settings, options: Options, backend: Backend, data: ImageData) -> Trainer:
+def make_trainer(recipe: Recipe, settings: AnySettings, options: Options, backend: Backend, data: AnyData) -> Trainer:
     """The trainer of a recipe's model on a backend; raises :class:`DataError` if the data do not fit the model."""
+    task = recipe.task
+    settings = task.fit(settings, data)
     model = recipe.build(settings, options.seed).to(backend, options.dtype)
-    expected = (settings.model.channels, settings.model.image_size, settings.model.image_size)
-    if data.image_shape != expected or len(data.classes) != settings.model.classes:
-        raise DataError(
-            f"data {data.name}: images {data.image_shape} in {len(data.classes)} classes do not fit the model, which "
-            f"takes {expected} in {settings.model.classes}; set model.channels, model.image_size and model.classes"
-        )
-    batches = ImageBatches(
-        data,
-        seed=options.seed,
-        batch_size=settings.train.batch_size,
-        augmentation=settings.augmentation,
-        dtype=options.dtype,
-    )
-    return Trainer(model, batches, settings.train, seed=options.seed, threads=options.threads)
+    if options.grow_from is not None:
+        grown = task.grown(options.grow_from, settings, data, seed=options.seed, dtype=options.dtype)
+        model.load_state(grown, str(options.grow_from))
+    batches = task.batches(settings, data, seed=options.seed, dtype=options.dtype)
+    objective = task.objective(settings)
+    return Trainer(model, batches, settings.train, seed=options.seed, threads=options.threads, objective=objective)
+
+
+def _fit(recipe: Recipe, preset: str, settings: Any, data: AnyData) -> Any:
+    """The settings with what follows from the data.
+
+    Raises:
+        ConfigError: if the user asked for something else.
+    """
+    fitted = recipe.task.fit(settings, data)
+    before, asked, after = map(settings_to_dict, (recipe.settings(preset), settings, fitted))
+    for section, options in after.items():
+        for key, value in options.items():
+            if before[section][key] != asked[section][key] != value:
+                raise ConfigError(
+                    f"{section}.{key} = {asked[section][key]!r}: follows from the data, where it is {value!r}; "
+                    "leave it out"
+                )
+    return fitted
 
 
 def _holds_something(out: Path) -> bool:
@@ -284,6 +287,7 @@ def start(
             "or take another --out"
         )
     data = recipe.read_data(options.data, settings, options.seed)
+    settings = _fit(recipe, preset, settings, data)
     trainer = make_trainer(recipe, settings, options, backend, data)
     config = {
         "recipe": recipe.name,
@@ -294,6 +298,8 @@ def start(
         "data": str(options.data.resolve()) if options.data else None,
         "settings": settings_to_dict(settings),
     }
+    if options.grow_from is not None:
+        config["grown_from"] = str(options.grow_from.resolve())
     manifest = environment_manifest() | {
         "arguments": list(arguments),
         "backend": backend.spec,
@@ -328,8 +334,9 @@ def resume(
     stored = run.manifest.get("threads")
     if threads is None and used.shares_batch and isinstance(stored, int):
         threads = stored
-    options = Options(spec, config["dtype"], config["seed"], threads, data, Path(path))
     began = any(run.checkpoints.glob("step_*"))
+    source = None if began or not config.get("grown_from") else Path(config["grown_from"])
+    options = Options(spec, config["dtype"], config["seed"], threads, data, Path(path), source)
     saved, notes = checkpoint.newest(run.checkpoints) if began else (None, [])
     loaded = load_data(run, recipe, settings, config, data)
     trainer = make_trainer(recipe, settings, options, used, loaded)

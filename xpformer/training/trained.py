@@ -10,21 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from xpformer.backend import get_backend
-from xpformer.data.batches import ImageBatches
-from xpformer.data.images import ImageData
+from xpformer.data.tokenizers import Tokenizer
 from xpformer.errors import CheckpointError, ConfigError, DataError, RunError
 from xpformer.layers import Layer
 from xpformer.training import checkpoint
 from xpformer.training.log import Log
-from xpformer.training.metrics import Evaluation
+from xpformer.training.metrics import Result
 from xpformer.training.parallel import Workers, thread_count
-from xpformer.training.recipe import Recipe, Settings, load_recipe, settings_from_dict
+from xpformer.training.recipe import Recipe, load_recipe, settings_from_dict
 from xpformer.training.run import Run
-from xpformer.training.trainer import evaluate
-
-SPLITS = {"val": "validation", "validation": "validation", "test": "test", "train": "train"}
-"""What a user may call a split, and its name."""
-
+from xpformer.training.task import AnyData, AnySettings, Task
+from xpformer.training.tasks.text import TextTask
+from xpformer.training.trainer import Batches, evaluate
 
 DTYPES = ("float32", "float64")
 
@@ -38,7 +35,7 @@ def check_options(where: str, seed: object, dtype: object) -> None:
         raise ConfigError(f"{prefix}seed {seed!r} is outside 0 <= seed < 2**63")
 
 
-def read_config(run: Run) -> tuple[Recipe, Settings, dict[str, Any]]:
+def read_config(run: Run) -> tuple[Recipe, Any, dict[str, Any]]:
     """The recipe, the settings and the whole configuration that a run keeps.
 
     Raises:
@@ -51,13 +48,13 @@ def read_config(run: Run) -> tuple[Recipe, Settings, dict[str, Any]]:
     if missing or not isinstance(config["settings"], dict):
         raise RunError(f"{run.path / 'config.json'}: lacks {', '.join(sorted(missing)) or 'settings'}; is it edited?")
     check_options(str(run.path / "config.json"), config["seed"], config["dtype"])
-    for key, kinds in (("backend", (str,)), ("data", (str, type(None)))):
+    for key, kinds in (("backend", (str,)), ("data", (str, type(None))), ("grown_from", (str, type(None)))):
         if not isinstance(config.get(key), kinds):
             raise RunError(f"{run.path / 'config.json'}: {key} is {config[key]!r}, expected a text; is it edited?")
-    return recipe, settings_from_dict(config["settings"]), config
+    return recipe, settings_from_dict(config["settings"], recipe.task.settings), config
 
 
-def load_data(run: Run, recipe: Recipe, settings: Settings, config: Mapping[str, Any], data: Path | None) -> ImageData:
+def load_data(run: Run, recipe: Recipe, settings: AnySettings, config: Mapping[str, Any], data: Path | None) -> Any:
     """The data that a run began with, from ``data`` if it is given.
 
     Raises:
@@ -80,9 +77,35 @@ class Trained:
     run: Run
     model: Layer
     saved: checkpoint.Checkpoint
-    settings: Settings
+    settings: Any
     recipe: Recipe
     config: dict[str, Any]
+
+    @property
+    def task(self) -> Task[Any, Any]:
+        """What it was trained for."""
+        return self.recipe.task
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether it is a language model."""
+        return isinstance(self.task, TextTask)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Of a language model.
+
+        Raises:
+            RunError: if it was trained on tokens that came without one.
+            DataError: if the stored one is damaged.
+        """
+        document = self.saved.documents.get("tokenizer.json")
+        if document is None:
+            raise RunError(f"{self.run.path}: was trained on tokens without a tokenizer, so there is no text to read")
+        try:
+            return Tokenizer.from_json(document)
+        except DataError as error:
+            raise DataError(f"{self.saved.directory / 'tokenizer.json'}: {error}") from error
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -98,15 +121,13 @@ class Trained:
         assert isinstance(document, dict)
         return document
 
-    def data(self, folder: Path | None = None) -> ImageData:
+    def data(self, folder: Path | None = None) -> Any:
         """The run's data set."""
         return load_data(self.run, self.recipe, self.settings, self.config, folder)
 
-    def batches(self, data: ImageData) -> ImageBatches:
+    def batches(self, data: AnyData) -> Batches:
         """Its batches."""
-        return ImageBatches(
-            data, seed=self.config["seed"], batch_size=self.settings.train.batch_size, dtype=self.model.dtype
-        )
+        return self.task.batches(self.settings, data, seed=self.config["seed"], dtype=self.model.dtype)
 
 
 def load_trained(path: Path, *, step: int | None = None, backend: str | None = None) -> Trained:
@@ -128,7 +149,7 @@ def load_trained(path: Path, *, step: int | None = None, backend: str | None = N
         saved = checkpoint.best(run.checkpoints, files=("model",))
     else:
         saved, _ = checkpoint.newest(run.checkpoints, files=("model",))
-    for name in ("config.json", "preprocessor.json"):
+    for name in recipe.task.documents:
         if not isinstance(saved.documents.get(name), dict):
             raise CheckpointError(f"{saved.directory}: lacks {name}")
     model = recipe.build(settings, config["seed"]).to(used, config["dtype"])
@@ -136,19 +157,25 @@ def load_trained(path: Path, *, step: int | None = None, backend: str | None = N
     return Trained(run, model, saved, settings, recipe, config)
 
 
-def evaluate_run(trained: Trained, split: str, data: ImageData, *, threads: int | None = None) -> Evaluation:
+def evaluate_run(trained: Trained, split: str | None, data: AnyData, *, threads: int | None = None) -> Result:
     """Evaluate a trained model on a split and record it in the run's log (each use of ``test`` too).
+
+    Args:
+        trained: the model.
+        split: ``val``, ``test`` or ``train``; ``None`` is the task's choice.
+        data: the run's.
+        threads: that share the work.
 
     Raises:
         ConfigError: if the split is unknown.
     """
-    if split not in SPLITS:
-        raise ConfigError(f"unknown split {split!r}; it is val, test or train")
+    name = trained.task.split(split, data)
+    objective = trained.task.objective(trained.settings)
     backend = trained.model.backend
-    event = "test" if SPLITS[split] == "test" else "evaluated"
+    event = "test" if name == "test" else "evaluated"
     with _writable_log(trained.run) as log:  # before the work: a use of the test split that cannot be recorded is none
         with Workers(backend, thread_count(backend, threads)) as workers, workers.step():
-            result = evaluate(trained.model, trained.batches(data), SPLITS[split], workers)
+            result = evaluate(trained.model, trained.batches(data), name, workers, objective)
         log.write(event, trained.saved.step, **result.summary())
     return result
 

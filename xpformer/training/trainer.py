@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
-import numpy as np
 
 from xpformer.array import HostArray
-from xpformer.data.images import ImageSet
 from xpformer.errors import CheckpointError, NonFiniteError
 from xpformer.layers import Context, Layer, Observer
 from xpformer.optim import clip_scale, global_norm, spans
@@ -23,12 +21,10 @@ from xpformer.parameters import check_names
 from xpformer.rng import Rng
 from xpformer.training import checkpoint
 from xpformer.training.config import TrainConfig
-from xpformer.training.metrics import Evaluation, confusion_matrix, host_probabilities
+from xpformer.training.metrics import Result
 from xpformer.training.nonfinite import FirstNonFinite
-from xpformer.training.objective import Classification, Tally
+from xpformer.training.objective import Classification, Objective, Tally
 from xpformer.training.parallel import Workers, thread_count
-
-EVALUATION_BATCH = 500
 
 
 class Batches(Protocol):
@@ -36,6 +32,14 @@ class Batches(Protocol):
 
     batch_size: int
     steps_per_epoch: int
+    targets: int
+    """Predictions of a whole batch that count: the loss is their mean."""
+    unit: str
+    """What people count: ``images``, ``tokens``."""
+    units: int
+    """Of a sample."""
+    evaluation_batch: int
+    """Samples of a split that are evaluated at once."""
 
     def indices(self, step: int) -> HostArray:
         """The training samples of a step."""
@@ -43,11 +47,11 @@ class Batches(Protocol):
     def train(self, step: int, start: int, stop: int) -> tuple[HostArray, HostArray]:
         """Inputs and targets ``start`` to ``stop`` of the batch of a step."""
 
-    def split(self, name: str) -> ImageSet:
-        """A whole split."""
+    def count(self, split: str) -> int:
+        """Samples of a whole split."""
 
-    def normalize(self, images: HostArray) -> HostArray:
-        """Stored samples to model inputs."""
+    def held(self, split: str, start: int, stop: int) -> tuple[HostArray, HostArray]:
+        """Inputs and targets ``start`` to ``stop`` of a split, in its order."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,7 @@ class Trainer:
         seed: of order, masks and augmentation.
         threads: how many share a batch; default: the CPUs this process may use on NumPy, else 1.
         observer: sees every operation (of all threads: it then runs in each).
+        objective: what is made small; default: :class:`Classification`.
 
     Attributes:
         schedule: the learning rate of each step.
@@ -103,12 +108,13 @@ class Trainer:
         seed: int = 0,
         threads: int | None = None,
         observer: Observer | None = None,
+        objective: Objective | None = None,
     ) -> None:
         self.model, self.batches, self.config, self.seed, self.observer = model, batches, config, seed, observer
         self.backend, self.store = model.backend, model.store
         self.threads = thread_count(self.backend, threads)
         self.workers = Workers(self.backend, self.threads)
-        self.objective = Classification(config.label_smoothing)
+        self.objective: Objective = objective or Classification(config.label_smoothing)
         self.optimizer = config.make_optimizer(self.store)
         self.ema = config.make_ema(self.store)
         self.total_steps = config.total_steps(batches.steps_per_epoch)
@@ -154,13 +160,12 @@ class Trainer:
         if not read:
             return StepResult(index + 1, math.nan, math.nan, lr, math.nan, time.perf_counter() - start)
         self.confirm()
-        loss, correct, size = float(total.loss), int(total.correct), self.batches.batch_size
-        return StepResult(index + 1, loss, correct / size, lr, float(norm), time.perf_counter() - start)
+        loss, accuracy = float(total.loss), int(total.correct) / self.batches.targets
+        return StepResult(index + 1, loss, accuracy, lr, float(norm), time.perf_counter() - start)
 
     def _forward_backward(self, index: int, observer: Observer | None) -> list[Tally]:
         """Every thread's share of the batch of step ``index``, its gradients in the thread's slots."""
-        size = self.batches.batch_size
-        shares = spans(size, self.threads)
+        shares = spans(self.batches.batch_size, self.threads)
 
         def share(worker: int) -> Callable[[], list[Tally]]:
             def work() -> list[Tally]:
@@ -170,11 +175,10 @@ class Trainer:
                 for part in spans(whole.stop - whole.start, self.config.accumulate):
                     first, last = whole.start + part.start, whole.start + part.stop
                     host_x, host_y = self.batches.train(index, first, last)
-                    x = self.backend.asarray(host_x, self.model.dtype)
-                    y = self.backend.asarray(host_y)
+                    x, y = _to_device(self.model, host_x), self.backend.asarray(host_y)
                     rng = Rng(self.seed, index, first)
                     ctx = Context(self.backend, rng=rng, grads=gradients, observer=observer)
-                    tallies.append(self.objective.forward_backward(self.model, x, y, ctx, size))
+                    tallies.append(self.objective.forward_backward(self.model, x, y, ctx, self.batches.targets))
                 gradients.finish()
                 return tallies
 
@@ -262,8 +266,8 @@ class Trainer:
             for i, data in enumerate(own):
                 self.store.write(i, data)
 
-    def evaluate(self, split: str = "validation", *, between: Callable[[], None] = lambda: None) -> Evaluation:
-        """Loss, accuracy and confusion on a split, with the averaged weights if there are any.
+    def evaluate(self, split: str = "validation", *, between: Callable[[], None] = lambda: None) -> Result:
+        """What the objective says of a whole split, with the averaged weights if there are any.
 
         Args:
             split: ``validation`` or ``train``; ``test`` is for ``xpformer evaluate``, which logs it.
@@ -271,7 +275,7 @@ class Trainer:
         """
         self.confirm()
         with self.averaged_weights(), self.workers.step():
-            return evaluate(self.model, self.batches, split, self.workers, between=between)
+            return evaluate(self.model, self.batches, split, self.workers, self.objective, between=between)
 
     # ---- checkpoints ------------------------------------------------------------------------------------------------
 
@@ -334,39 +338,34 @@ def _progress(state: Mapping[str, Any], saved: checkpoint.Checkpoint) -> Progres
     return progress
 
 
+def _to_device(model: Layer, host: HostArray) -> Any:
+    """A host array on the model's backend, numbers with a fraction in the model's dtype."""
+    return model.backend.asarray(host, model.dtype if host.dtype.kind == "f" else None)
+
+
 def evaluate(
     model: Layer,
     batches: Batches,
     split: str,
     workers: Workers,
+    objective: Objective | None = None,
     *,
     between: Callable[[], None] = lambda: None,
-) -> Evaluation:
+) -> Result:
     """One pass of a split through ``model``, batches shared by the workers."""
-    data, backend = batches.split(split), model.backend
-    objective = Classification()
+    backend = model.backend
+    judge: Objective = objective or Classification()
 
-    def part(span: slice) -> tuple[Any, Any]:
-        x = backend.asarray(batches.normalize(data.images[span]), model.dtype)
-        y = backend.asarray(data.labels[span])
-        logits = model(x)
-        return objective.evaluate(logits, y), logits
+    def part(span: slice) -> tuple[Any, ...]:
+        x, y = batches.held(split, span.start, span.stop)
+        return judge.evaluate(model, _to_device(model, x), backend.asarray(y))
 
-    parts = spans(len(data), math.ceil(len(data) / EVALUATION_BATCH))
-    loss, logits = 0.0, []
+    count = batches.count(split)
+    parts = spans(count, math.ceil(count / batches.evaluation_batch))
+    results: list[tuple[HostArray, ...]] = []
     for at in range(0, len(parts), workers.threads):
         between()
         group = parts[at : at + workers.threads]
-        for batch_loss, batch_logits in workers.run([partial(part, span) for span in group]):
-            loss += float(batch_loss)
-            logits.append(backend.to_numpy(batch_logits))
-    scores = np.concatenate(logits)
-    predictions = scores.argmax(axis=1)
-    return Evaluation(
-        split=split,
-        loss=loss / len(data),
-        confusion=confusion_matrix(data.labels, predictions, len(data.classes)),
-        classes=data.classes,
-        predictions=predictions,
-        probabilities=host_probabilities(scores),
-    )
+        done = workers.run([partial(part, span) for span in group])
+        results += [tuple(backend.to_numpy(value) for value in values) for values in done]
+    return judge.result(batches, split, results)

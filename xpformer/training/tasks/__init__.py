@@ -1,0 +1,1 @@
+"""The tasks: images into classes, and text that goes on."""
