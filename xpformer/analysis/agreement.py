@@ -144,8 +144,8 @@ class Agreement:
                 wrong = sum(not row.ok for row in rows)
                 sign = Text(f"{wrong} WRONG", "bold red") if wrong else Text("right", "green")
                 where = "" if kind in (LOSS, LOSSES, MEAN) or not worst.error else str(worst.place)
-                name = Text("" if i else spec, "bold")
-                table.add_row(name, kind, f"{len(rows)}", f"{worst.error:.1e}", f"{worst.limit:.1e}", sign, where)
+                heading = Text("" if i else spec, "bold")
+                table.add_row(heading, kind, f"{len(rows)}", f"{worst.error:.1e}", f"{worst.limit:.1e}", sign, where)
         return table
 
     def notes(self) -> Iterator[str]:
