@@ -9,18 +9,19 @@ what is right.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from xpformer.analysis.compare import DRAWS
-from xpformer.analysis.measure import BACKENDS, FLOAT32_LOSSES, magnitude, relative, right_in_float32
+from xpformer.analysis.measure import BACKENDS, FLOAT32_FLOOR, FLOAT32_LOSSES, magnitude, relative, right_in_float32
 from xpformer.analysis.subject import Subject, Values
 from xpformer.array import HostArray, namespace
 from xpformer.backend import Backend, get_backend
-from xpformer.errors import ConfigError, NonFiniteError
+from xpformer.errors import ConfigError, NonFiniteError, XpformerError
 from xpformer.functional._op import Op, Pair
 from xpformer.layers import Observer
 from xpformer.training.trainer import Trainer
@@ -28,15 +29,16 @@ from xpformer.training.trainer import Trainer
 if TYPE_CHECKING:
     from rich.table import Table
 
-LOSS, ACTIVATION, BACKWARD, GRADIENT, WEIGHT = (
+LOSS, ACTIVATION, BACKWARD, GRADIENT, NORM, WEIGHT = (
     "loss",
     "activations",
     "gradients of activations",
     "gradients of parameters",
+    "norm of the gradients",
     "updated weights",
 )
 LOSSES, MEAN, FINAL = "every loss of training", "mean loss of training", "weights after training"
-KINDS = (LOSS, ACTIVATION, BACKWARD, GRADIENT, WEIGHT, LOSSES, MEAN, FINAL)
+KINDS = (LOSS, ACTIVATION, BACKWARD, GRADIENT, NORM, WEIGHT, LOSSES, MEAN, FINAL)
 
 
 class Place(NamedTuple):
@@ -99,6 +101,8 @@ class Agreement:
     backends: tuple[str, ...]
     rows: tuple[Row, ...]
     trajectories: Mapping[str, Trajectory]
+    unmoved: int = 0
+    """Weights that are not compared after the step, for their gradient is zero but for rounding."""
 
     @property
     def ok(self) -> bool:
@@ -119,7 +123,7 @@ class Agreement:
             {**r.place._asdict(), "backend": r.backend, "error": r.error, "limit": r.limit, "ok": r.ok}
             for r in self.rows
         ]
-        head = {k: getattr(self, k) for k in ("ok", "subject", "dtype", "seed", "batch", "steps")}
+        head = {k: getattr(self, k) for k in ("ok", "subject", "dtype", "seed", "batch", "steps", "unmoved")}
         training = {spec: asdict(t) for spec, t in self.trajectories.items()}
         return {**head, "backends": list(self.backends), "training": training, "rows": rows}
 
@@ -129,7 +133,7 @@ class Agreement:
         from rich.text import Text
 
         against = "NumPy's float64" if self.dtype == "float32" else self.backends[0]
-        head = f"{self.subject}, {self.dtype}, seed {self.seed}, batches of {self.batch}, {self.steps} steps"
+        head = f"{self.subject}, {self.dtype}, seed {self.seed}, batches of {self.batch}, {_steps(self.steps)}"
         table = Table(title=f"{head}, against {against}", title_justify="left", box=None, pad_edge=False)
         for name in ("backend", "what"):
             table.add_column(name, no_wrap=True)
@@ -143,28 +147,36 @@ class Agreement:
                 worst = max(rows, key=lambda row: (not row.ok, row.ratio))
                 wrong = sum(not row.ok for row in rows)
                 sign = Text(f"{wrong} WRONG", "bold red") if wrong else Text("right", "green")
-                where = "" if kind in (LOSS, LOSSES, MEAN) or not worst.error else str(worst.place)
+                where = "" if kind in (LOSS, NORM, LOSSES, MEAN) or not worst.error else str(worst.place)
                 heading = Text("" if i else spec, "bold")
                 table.add_row(heading, kind, f"{len(rows)}", f"{worst.error:.1e}", f"{worst.limit:.1e}", sign, where)
         return table
 
     def notes(self) -> Iterator[str]:
-        """A line a backend: predictions that differ, how far the losses part, why it ended."""
+        """Weights that are not compared; of each backend predictions that differ, how far losses part, why it ended."""
+        if self.unmoved:
+            yield f"{self.unmoved:,} weights not compared: their gradient is zero but for rounding, as in a key's bias"
         for spec, t in self.trajectories.items():
             if t.note:
                 yield f"{spec}: {t.note}"
             if spec != self.backends[0] and t.losses:
                 gaps = self.losses_apart(spec)
                 told = f"{t.flips:,} of {t.predictions:,} predictions differ, " if t.predictions else ""
-                told += f"losses differ by at most {max(gaps):.1e} of themselves"
+                told += (
+                    f"losses differ by at most {max(gaps):.1e} of themselves" if max(gaps) else "losses are the same"
+                )
                 if early := next((i for i, gap in enumerate(gaps, 1) if gap > FLOAT32_LOSSES), 0):
                     told += f", by more than {FLOAT32_LOSSES:.0%} first in step {early}"
-                yield f"{spec} against {self.backends[0]} in {len(gaps)} steps: {told}"
+                yield f"{spec} against {self.backends[0]} in {_steps(len(gaps))}: {told}"
 
     def losses_apart(self, backend: str) -> list[float]:
         """How far the loss of each step is from the reference's, relative to it."""
         pairs = zip(self.trajectories[backend].losses, self.trajectories[self.backends[0]].losses, strict=False)
         return [relative(np.asarray(a), np.asarray(b)) for a, b in pairs]
+
+
+def _steps(count: int) -> str:
+    return f"{count:,} step{'s' * (count > 1)}"
 
 
 # ---- what a step gives ----------------------------------------------------------------------------------------------
@@ -207,9 +219,8 @@ def results(y: Any) -> dict[str, Any]:
 class Predictions(Observer):
     """Keeps which class has the largest logit, of everything that the loss is taken of."""
 
-    def __init__(self, to_numpy: Any) -> None:
-        self.found: list[HostArray] = []
-        self._to_numpy = to_numpy
+    def __init__(self, to_numpy: Any, found: list[HostArray]) -> None:
+        self._to_numpy, self.found = to_numpy, found
 
     def forward(
         self, path: str, op: Op, pair: Pair, arrays: tuple[Any, ...], options: Mapping[str, Any], y: Any, saved: Any
@@ -224,26 +235,57 @@ def _one_step(trainer: Trainer, weights: Values) -> Record:
     """The whole of one training step that begins with these weights."""
     trainer.model.load_state(weights)
     trainer.observer = seen = Recorder(trainer)
-    trainer.step()
+    norm = trainer.step().norm
     gradients = trainer.gradients[0].to_host().items()
     seen.record += [(Place(GRADIENT, name), value) for name, value in gradients]
-    seen.record += [(Place(WEIGHT, name), value) for name, value in trainer.model.state().items()]
+    seen.record.append((Place(NORM, ""), np.asarray(norm)))
+    weights = trainer.model.state()  # by segment; the model's own order is that of its depth
+    seen.record += [(Place(WEIGHT, name), weights[name]) for name in trainer.store.parameters]
+    if trainer.ema is not None:
+        seen.record += [(Place(WEIGHT, name, "averaged"), value) for name, value in trainer.ema.to_host().items()]
     return seen.record
 
 
-def _relatives(found: Record, expected: Record, lr: float) -> list[float]:
-    """The error of each tensor in the scale of its kind: the tensor's own, the largest gradient's, the step's."""
+def _relatives(found: Record, expected: Record, lr: float, zero: float) -> list[float]:
+    """The error of each tensor in the scale of its kind: the tensor's own, the largest gradient's, the step's.
+
+    A weight is compared where its gradient is no zero to ``zero`` (:func:`_moved`).
+    """
     largest = {
         kind: max((magnitude(value) for place, value in expected if place.kind == kind), default=0.0)
         for kind in (BACKWARD, GRADIENT)
     }
 
-    def scale(place: Place, value: HostArray) -> float:
-        own = magnitude(value)
-        return max(own, lr) if place.kind == WEIGHT else largest.get(place.kind, own)
+    gradients = {place.path: value for place, value in expected if place.kind == GRADIENT}
+    moved = _moved(gradients, zero)
 
-    pairs = zip(found, expected, strict=True)
-    return [relative(value, exact, scale=scale(place, exact)) for (_, value), (place, exact) in pairs]
+    def error(place: Place, value: HostArray, exact: HostArray) -> float:
+        if place.kind == WEIGHT:
+            return _weight_error(value, exact, lr, moved.get(place.path))
+        return relative(value, exact, scale=largest.get(place.kind))
+
+    return [error(place, value, exact) for (_, value), (place, exact) in zip(found, expected, strict=True)]
+
+
+def _moved(gradients: Values, zero: float) -> dict[str, HostArray]:
+    """Where each gradient is more than ``zero`` times the largest of the model.
+
+    Elsewhere, as in a key's bias, it is zero but for rounding, and Adam divides rounding by rounding.
+    """
+    largest = max(map(magnitude, gradients.values()), default=0.0)
+    return {name: np.abs(g) > zero * largest for name, g in gradients.items()}
+
+
+def _unmoved(record: Record, zero: float) -> int:
+    """How many weights :func:`_moved` leaves out."""
+    moved = _moved({place.path: value for place, value in record if place.kind == GRADIENT}, zero)
+    return sum(int(np.sum(~where)) for where in moved.values())
+
+
+def _weight_error(value: HostArray, exact: HostArray, lr: float, moved: HostArray | None) -> float:
+    """In the scale of ``max(|weights|, lr)``, with ``lr`` the learning rate times the steps."""
+    scale = max(magnitude(exact), lr)
+    return relative(value, exact, scale=scale) if moved is None else relative(value[moved], exact[moved], scale=scale)
 
 
 # ---- agreement ------------------------------------------------------------------------------------------------------
@@ -261,91 +303,118 @@ def agree(subject: Subject, backends: Sequence[Backend], *, dtype: str = "float6
         raise ConfigError(f"one backend ({', '.join(specs)}) has nothing to agree with; name another")
     if twice := next((s for s in specs if specs.count(s) > 1), None):
         raise ConfigError(f"backend {twice} is named twice; name different ones")
-    rows = [*(_step_in_float32 if dtype == "float32" else _step_in_float64)(subject, backends)]
-    first, expected, state = _train(subject, backends[0], dtype, steps)
+    lr = subject.settings.train.lr
+    try:
+        rows, unmoved = (_step_in_float32 if dtype == "float32" else _step_in_float64)(subject, backends, lr)
+    except NonFiniteError as error:
+        raise NonFiniteError(f"the reference {specs[0]}: {error}") from error
+    first = _train(subject, backends[0], dtype, steps)
     if first.note:
         raise NonFiniteError(f"the reference {specs[0]}: {first.note}")
-    trajectories, lr = {specs[0]: _compared(first, expected, expected)}, subject.settings.train.lr * steps
+    trajectories = {specs[0]: first.trajectory(first)}
     for backend in backends[1:]:
-        trained, predictions, weights = _train(subject, backend, dtype, steps)
-        trajectories[backend.spec] = _compared(trained, predictions, expected)
-        rows += _training_rows(backend.spec, dtype, trained, first, weights, state, lr)
+        trained = _train(subject, backend, dtype, steps)
+        trajectories[backend.spec] = trained.trajectory(first)
+        rows += _training_rows(backend.spec, dtype, trained, first, lr * steps)
     size = subject.settings.train.batch_size
-    order = sorted(rows, key=lambda row: specs.index(row.backend))
-    return Agreement(subject.name, dtype, subject.seed, size, steps, tuple(specs), tuple(order), trajectories)
+    order = tuple(sorted(rows, key=lambda row: specs.index(row.backend)))
+    return Agreement(subject.name, dtype, subject.seed, size, steps, tuple(specs), order, trajectories, unmoved)
 
 
-def _step_in_float64(subject: Subject, backends: Sequence[Backend]) -> Iterator[Row]:
-    """Equal to the reference."""
-    lr = subject.settings.train.lr
-    weights = subject.general_weights("float64", subject.seed)
+def _step_in_float64(subject: Subject, backends: Sequence[Backend], lr: float) -> tuple[list[Row], int]:
+    """Equal to the reference; and how many weights are not compared."""
+    weights, rows = subject.general_weights("float64", subject.seed), []
     expected = _one_step(subject.trainer(backends[0], "float64"), weights)
     for backend in backends[1:]:
         found = _attempt(subject.trainer(backend, "float64"), weights)
-        if found is None:
-            yield Row(backend.spec, Place(LOSS, ""), float("inf"), BACKENDS)
-            continue
-        errors = _relatives(found, expected, lr)
-        yield from (Row(backend.spec, p, e, BACKENDS) for (p, _), e in zip(expected, errors, strict=True))
+        errors = [math.inf] * len(expected) if found is None else _relatives(found, expected, lr, BACKENDS)
+        rows += [Row(backend.spec, p, e, BACKENDS) for (p, _), e in zip(expected, errors, strict=True)]
+    return rows, _unmoved(expected, BACKENDS)
 
 
-def _step_in_float32(subject: Subject, backends: Sequence[Backend]) -> Iterator[Row]:
+def _step_in_float32(subject: Subject, backends: Sequence[Backend], lr: float) -> tuple[list[Row], int]:
     """As near to NumPy's portable float64 as NumPy's portable float32 is, times 8, over several draws."""
-    numpy, lr = get_backend("numpy:portable"), subject.settings.train.lr
+    numpy = get_backend("numpy:portable")
     errors: dict[str, list[list[float]]] = {b.spec: [] for b in backends}
-    portable, places = [], []
+    portable, expected = [], Record()
     for seed in range(subject.seed, subject.seed + DRAWS):
         weights = subject.general_weights("float32", seed)
         rounded, exact = (subject.trainer(numpy, dtype, seed=seed) for dtype in ("float32", "float64"))
         exact.batches = rounded.batches  # both get the numbers that float32 can hold
         expected = _one_step(exact, weights)
-        places = [place for place, _ in expected]
-        portable.append(_relatives(_one_step(rounded, weights), expected, lr))
+        portable.append(_relatives(_one_step(rounded, weights), expected, lr, FLOAT32_FLOOR))
         for backend in backends:
             found = _attempt(subject.trainer(backend, "float32", seed=seed), weights)
-            wrong = [float("inf")] * len(places)
-            errors[backend.spec].append(wrong if found is None else _relatives(found, expected, lr))
+            wrong = [math.inf] * len(expected)
+            errors[backend.spec].append(wrong if found is None else _relatives(found, expected, lr, FLOAT32_FLOOR))
     limits = [right_in_float32("", e, e).limit for e in zip(*portable, strict=True)]
-    for spec, draws in errors.items():
-        worst = map(max, zip(*draws, strict=True))
-        yield from (Row(spec, *row) for row in zip(places, worst, limits, strict=True))
+    rows = [
+        Row(spec, place, max(draws), limit)
+        for spec, every in errors.items()
+        for (place, _), draws, limit in zip(expected, zip(*every, strict=True), limits, strict=True)
+    ]
+    return rows, _unmoved(expected, FLOAT32_FLOOR)
 
 
 def _attempt(trainer: Trainer, weights: Values) -> Record | None:
-    """The step, or nothing where its loss or a gradient is not finite."""
+    """The step, or nothing where it fails: training then says why."""
     try:
         return _one_step(trainer, weights)
-    except NonFiniteError:
+    except Exception as error:
+        reason(error)
         return None
 
 
-def _train(subject: Subject, backend: Backend, dtype: str, steps: int) -> tuple[Trajectory, list[HostArray], Values]:
-    """Losses, predictions, and the weights at the end."""
-    trainer = subject.trainer(backend, dtype)
-    trainer.observer = seen = Predictions(backend.to_numpy)
-    losses, note = [], ""
+def reason(error: Exception) -> str:
+    """Why a backend could not run, one line; an error that the user can repair is raised again."""
+    if isinstance(error, NonFiniteError):
+        return str(error)
+    if isinstance(error, XpformerError):
+        raise error
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
+
+
+@dataclass(eq=False)
+class _Training:
+    """What some steps of training gave: losses, predictions, weights, the largest gradient that each weight had."""
+
+    losses: list[float] = field(default_factory=list)
+    predictions: list[HostArray] = field(default_factory=list)
+    weights: Values = field(default_factory=dict)
+    gradients: Values = field(default_factory=dict)
+    note: str = ""
+
+    def trajectory(self, reference: _Training) -> Trajectory:
+        """Beside the reference."""
+        pairs = list(zip(self.predictions, reference.predictions, strict=False))
+        flips = sum(int(np.sum(a != b)) for a, b in pairs)
+        return Trajectory(tuple(self.losses), flips, sum(a.size for a, _ in pairs), self.note)
+
+
+def _train(subject: Subject, backend: Backend, dtype: str, steps: int) -> _Training:
+    """Train from the weights that a run of the subject begins with."""
+    trainer, trained = subject.trainer(backend, dtype), _Training()
+    trainer.observer = Predictions(backend.to_numpy, trained.predictions)
     try:
-        losses = [trainer.step().loss for _ in range(steps)]
-    except NonFiniteError as error:
-        note = str(error)
-    return Trajectory(tuple(losses), 0, 0, note), seen.found, trainer.model.state()
+        for _ in range(steps):
+            trained.losses.append(trainer.step().loss)
+            if dtype == "float64":  # the weights are compared
+                now = trainer.gradients[0].to_host().items()
+                trained.gradients = {n: np.maximum(np.abs(g), trained.gradients.get(n, 0.0)) for n, g in now}
+    except Exception as error:
+        trained.note = reason(error)
+    trained.weights = trainer.model.state()
+    return trained
 
 
-def _compared(trained: Trajectory, predictions: list[HostArray], expected: list[HostArray]) -> Trajectory:
-    pairs = list(zip(predictions, expected, strict=False))
-    flips = sum(int(np.sum(a != b)) for a, b in pairs)
-    return Trajectory(trained.losses, flips, sum(a.size for a, _ in pairs), trained.note)
-
-
-def _training_rows(
-    spec: str, dtype: str, trained: Trajectory, reference: Trajectory, state: Values, expected: Values, lr: float
-) -> Iterator[Row]:
-    losses, others = np.asarray(trained.losses), np.asarray(reference.losses)
+def _training_rows(spec: str, dtype: str, trained: _Training, reference: _Training, lr: float) -> Iterator[Row]:
+    losses, expected = np.asarray(trained.losses), np.asarray(reference.losses)
     if dtype == "float32":
-        whole = losses.shape == others.shape
-        gap = relative(np.mean(losses), np.mean(others)) if whole else float("inf")
+        gap = relative(np.mean(losses), np.mean(expected)) if losses.shape == expected.shape else math.inf
         yield Row(spec, Place(MEAN, ""), gap, FLOAT32_LOSSES)
         return
-    yield Row(spec, Place(LOSSES, ""), relative(losses, others), BACKENDS)
-    for name, value in expected.items():
-        yield Row(spec, Place(FINAL, name), relative(state[name], value, scale=max(magnitude(value), lr)), BACKENDS)
+    yield Row(spec, Place(LOSSES, ""), relative(losses, expected), BACKENDS)
+    moved = _moved(reference.gradients, BACKENDS)
+    for name, value in reference.weights.items():
+        error = _weight_error(trained.weights[name], value, lr, moved.get(name))
+        yield Row(spec, Place(FINAL, name), error, BACKENDS)

@@ -16,14 +16,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xpformer.analysis.agreement import Agreement, agree, results
+from xpformer.analysis.agreement import Agreement, agree, reason, results
 from xpformer.analysis.compare import strided
 from xpformer.analysis.gradient_check import arrays_in
 from xpformer.analysis.measure import BACKENDS, magnitude, relative, right_in_float32
 from xpformer.analysis.subject import Subject
 from xpformer.array import HostArray
 from xpformer.backend import Backend, get_backend
-from xpformer.errors import NonFiniteError, TapeError
+from xpformer.errors import ConfigError, TapeError
 from xpformer.functional._op import Kernel, Op, Pair
 from xpformer.layers import Observer
 
@@ -92,14 +92,15 @@ class Divergence:
 
     backends: tuple[str, str]
     comparisons: tuple[Comparison, ...]
-    free: Agreement
+    free: Agreement | None
+    """``None`` where the first backend's own numbers are not finite."""
     note: str = ""
-    """Why the first backend's training ended early."""
+    """Why it ended early."""
 
     @property
     def ok(self) -> bool:
         """Whether they part nowhere."""
-        return not self.partings and self.free.ok and not self.note
+        return not self.partings and not self.note and self.free is not None and self.free.ok
 
     @property
     def partings(self) -> tuple[Comparison, ...]:
@@ -121,7 +122,7 @@ class Divergence:
         first, worst = (c and c.to_dict() for c in (self.first, self.worst))
         head = {"ok": self.ok, "backends": list(self.backends), "tensors": len(self.comparisons), "note": self.note}
         every = [c.to_dict() for c in self.partings]
-        return {**head, "first": first, "worst": worst, "partings": every, "free": self.free.to_dict()}
+        return {**head, "first": first, "worst": worst, "partings": every, "free": self.free and self.free.to_dict()}
 
 
 # ---- the same inputs on another backend -----------------------------------------------------------------------------
@@ -284,7 +285,9 @@ class Replay(Observer):
             b, truth = theirs.get(argument), exact[argument]
             own = relative(a, truth, scale=largest)
             if b is None or b.dtype != a.dtype or b.shape != a.shape:
-                told = note or ("nothing came back" if b is None else f"{b.dtype} {b.shape}, expected {a.dtype} {a.shape}")
+                told = note or (
+                    "nothing came back" if b is None else f"{b.dtype} {b.shape}, expected {a.dtype} {a.shape}"
+                )
                 found = Comparison(call, argument, a.shape, (own, float("inf")), BACKENDS, note=told)
             else:
                 errors = (own, relative(b, truth, scale=largest))
@@ -334,15 +337,17 @@ def ulps(a: HostArray, b: HostArray) -> HostArray:
     return np.where(np.isnan(a) != np.isnan(b), np.uint64(2**63), np.where(np.isnan(a), np.uint64(0), apart))
 
 
-def diverge(
-    subject: Subject, first: Backend, second: Backend, *, dtype: str = "float64", steps: int = 2
-) -> Divergence:
+def diverge(subject: Subject, first: Backend, second: Backend, *, dtype: str = "float64", steps: int = 2) -> Divergence:
     """Train ``steps`` steps on ``first``, run each operation on ``second`` too; then both run free.
 
     The weights are the general ones of the subject, so that no gradient is zero and no moment after the first step.
+
+    Raises:
+        ConfigError: if both are the same.
     """
-    free = agree(subject, [first, second], dtype=dtype, steps=steps)
-    replay, note = Replay(first, second, dtype), ""
+    if first.spec == second.spec:
+        raise ConfigError(f"backend {first.spec} is named twice; name different ones")
+    replay, free, note = Replay(first, second, dtype), None, ""
     trainer = subject.trainer(watched(first, replay.kernel), dtype)
     trainer.model.load_state(subject.general_weights(dtype, subject.seed))
     trainer.observer = replay
@@ -351,6 +356,7 @@ def diverge(
             trainer.step()
             for side in replay.sides:
                 side.forget()
-    except NonFiniteError as error:
-        note = str(error)
+        free = agree(subject, [first, second], dtype=dtype, steps=steps)
+    except Exception as error:
+        note = reason(error)
     return Divergence((first.spec, second.spec), replay.comparisons(), free, note)
