@@ -33,7 +33,8 @@ def agreement_figure(agreement: Agreement, path: Path) -> Path:
     low = BOTTOM[agreement.dtype]
     steps = any(len(agreement.losses_apart(s)) > 1 for s in agreement.backends[1:])
     against = "NumPy's float64" if agreement.dtype == "float32" else agreement.backends[0]
-    figure = new_figure(10, 7.0, f"{agreement.subject}, {agreement.dtype}: errors against {against}")
+    title = f"{agreement.subject}, {agreement.dtype}: errors against {against}"
+    figure = new_figure(10, 7.3, f"{title}\n")  # the empty line is for the legend
     above, below = figure.subfigures(2, 1, height_ratios=(1.15, 1.0))
     depth = above.subplots(1, 1)
     panels = below.subplots(1, 3 if steps else 2, width_ratios=(1, 1, 0.9)[: 3 if steps else 2])
@@ -46,8 +47,8 @@ def agreement_figure(agreement: Agreement, path: Path) -> Path:
     for x, text, side in ((turn, "forward  ", "right"), (turn, "  backward", "left")):
         place = {"xycoords": ("data", "axes fraction"), "ha": side, "va": "bottom"}
         depth.annotate(text, (x, 1.01), fontsize=9.5, color=GREY, **place)
-    told = {"fontsize": 9, "color": GREY, "va": "top", "ha": "right"}
-    depth.annotate("beyond the limit", (0.995, 0.975), xycoords="axes fraction", **told)
+    told = {"fontsize": 9, "color": GREY, "va": "top"}
+    depth.annotate("beyond the limit", (0.008, 0.975), xycoords="axes fraction", **told)
     style_axes(depth, "operations, in the order of a step")
     for axes, kind, title in (
         (panels[0], GRADIENT, "gradients of parameters"),
@@ -61,7 +62,8 @@ def agreement_figure(agreement: Agreement, path: Path) -> Path:
         _losses(panels[2], agreement, judged)
     depth.set_ylabel("error / scale", fontsize=10, color=INK)
     panels[0].set_ylabel("error / scale", fontsize=10, color=INK)
-    figure.legend(*_legend(judged), frameon=False, fontsize=10, loc="upper right", ncols=len(judged), handlelength=1.4)
+    place = {"loc": "upper left", "bbox_to_anchor": (0.001, 0.966), "ncols": len(judged)}
+    figure.legend(*_legend(judged), frameon=False, fontsize=10, handlelength=1.4, **place)
     return save_figure(figure, path)
 
 
@@ -83,7 +85,7 @@ def _errors(axes: Any, names: Sequence[str], series: Sequence[Sequence[Row]], lo
         wrong = [(a, b) for a, b, row in zip(x, y, rows, strict=True) if not row.ok]
         ring = {"markersize": size + 5, "markeredgecolor": RED, "markeredgewidth": 1.3}
         axes.plot([a for a, _ in wrong], [b for _, b in wrong], "o", color="none", **ring)
-    axes.set_xlim(-0.8, len(longest) - 0.2)
+    axes.set_xlim(-0.9, len(longest) - 0.1)
 
 
 def _groups(axes: Any, rows: Sequence[Row], *, room: float) -> None:

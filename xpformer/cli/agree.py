@@ -93,7 +93,9 @@ def agree(
     backends = _backends(specs.split(","))
     subject = load_subject(source, preset=preset, changes=changes, data=data, seed=seed, batch=batch)
     found = compare(subject, backends, dtype=dtype, steps=steps)
-    _write(document, found.to_dict(), found.render(), *found.notes())
+    right = sum(row.ok for row in found.rows)
+    verdict = f"{right:,} of {len(found.rows):,} tensors right"
+    _write(document, found.to_dict(), found.render(), *found.notes(), verdict)
     if document is None or figure is not None:
         _draw(found, figure or subject.figures / "agreement.png")
     if not found.ok:
