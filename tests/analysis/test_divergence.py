@@ -13,12 +13,13 @@ import pytest
 from tests.analysis.wrong import EXPECTED, MISTAKES, Wrong
 from tests.conftest import backend_or_skip
 from tests.training.runs import recipe_file
-from xpformer.analysis.divergence import BINS, Divergence, diverge, ulps
+from xpformer.analysis.divergence import BINS, Divergence, Replay, diverge, ulps
 from xpformer.analysis.subject import Subject, load_subject
 from xpformer.backend import Backend, get_backend
 from xpformer.cli.shell import jsonable
 from xpformer.functional import OPERATIONS
 from xpformer.functional._op import Pair
+from xpformer.layers import Context
 from xpformer.optim import KERNELS
 
 FAILS = ("layer_norm_that_fails", "flatten_in_another_dtype", "layer_norm_not_a_number")
@@ -168,3 +169,31 @@ def test_the_document_holds_what_the_report_shows(subject: Subject, portable: Ba
     assert document["first"]["note"] == "nothing came back"
     assert len(document["partings"]) == len(found.partings) < document["tensors"]
     assert document["free"]["ok"] is False
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("other", ["strict", "torch"])
+def test_integers_masks_and_absent_arguments_are_carried_over(
+    subject: Subject, portable: Backend, other: str, dtype: str, rng: np.random.Generator
+) -> None:
+    """What a text model has and this one has not."""
+    replay = Replay(portable, backend_or_skip(other), dtype)
+    gradients = subject.trainer(portable, dtype).model.gradients()
+    ctx = Context(portable, grads=gradients, observer=replay)
+
+    def draw(*shape: int) -> Any:
+        return portable.asarray(rng.standard_normal(shape), dtype)
+
+    ids = portable.asarray(rng.integers(0, 5, (2, 7)))
+    x = ctx.forward(OPERATIONS["embedding"], draw(5, 8), ids)
+    q, k, v = ctx.forward(OPERATIONS["split_heads"], draw(2, 7, 24), heads=2)
+    y = ctx.forward(OPERATIONS["attention"], q, k, v, portable.asarray(np.tril(np.ones((7, 7), bool))))
+    ctx.forward(OPERATIONS["attention"], q, k, v, draw(7, 7), causal=True)
+    ctx.backward(OPERATIONS["attention"], draw(*y.shape))
+    ctx.backward(OPERATIONS["split_heads"], ctx.backward(OPERATIONS["attention"], draw(*y.shape)))
+    ctx.backward(OPERATIONS["embedding"], draw(*x.shape))
+    found = replay.comparisons()
+    assert [c for c in found if not c.ok] == []
+    assert not any(c.note for c in found)
+    names = [c.argument for c in found if c.call.direction == "backward"]
+    assert names == ["dquery", "dkey", "dvalue", "dmask", "dquery", "dkey", "dvalue", "dx", "dweight"]

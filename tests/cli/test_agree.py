@@ -58,12 +58,14 @@ def test_the_document_of_an_agreement(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_a_backend_that_disagrees(capsys: pytest.CaptureFixture[str]) -> None:
-    line = "bands.py --backends numpy,wrong:layer_norm_without_term_3 --steps 1 --figure p.png"
-    out, err = xpformer(f"agree {line}", capsys, code=1)
+    line = "bands.py --backends numpy,wrong:layer_norm_without_term_3 --steps 1"
+    out, err = xpformer(f"agree {line} --figure p.png", capsys, code=1)
     assert "WRONG" in out
     assert "the operation: xpformer diverge numpy wrong:layer_norm_without_term_3 bands.py" in err
     assert Path("p.png").is_file()
-    _, err = xpformer(f"agree {line.replace('numpy,', 'numpy:portable,')} --dtype float32", capsys, code=1)
+    _, err = xpformer(
+        f"agree {line.replace('numpy,', 'numpy:portable,')} --dtype float32 --json a.json", capsys, code=1
+    )
     assert "xpformer diverge numpy:portable wrong" in err
 
 
