@@ -33,7 +33,7 @@ def shown(found: Agreement) -> str:
     return console.file.getvalue()
 
 
-@pytest.mark.parametrize("other", ["numpy:portable", "strict", "torch"])
+@pytest.mark.parametrize("other", ["numpy:portable", "readonly", "strict", "torch"])
 def test_backends_agree_in_float64(subject: Subject, other: str) -> None:
     """One step in every detail, and weights after twenty steps of AdamW with all random things on."""
     found = agree(subject, [get_backend("numpy"), backend_or_skip(other)])

@@ -56,7 +56,7 @@ def test_a_planted_mistake_is_named(subject: Subject, portable: Backend, name: s
     assert json.loads(json.dumps(jsonable(found.to_dict())))["first"]["argument"] == argument
 
 
-@pytest.mark.parametrize("other", ["numpy", "strict", "torch"])
+@pytest.mark.parametrize("other", ["numpy", "readonly", "strict", "torch"])
 def test_right_backends_part_nowhere(subject: Subject, portable: Backend, other: str) -> None:
     for dtype in ("float64", "float32"):
         for pair in ((portable, backend_or_skip(other)), (backend_or_skip(other), portable)):

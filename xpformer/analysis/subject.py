@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from xpformer.array import HostArray
-from xpformer.backend import Backend
+from xpformer.backend import Backend, get_backend
 from xpformer.errors import ConfigError
 from xpformer.rng import host_generator
 from xpformer.training.recipe import Recipe, find_recipe, load_recipe
@@ -56,11 +56,9 @@ class Subject:
         """
         if self.weights is not None:
             return {n: value.astype(dtype) for n, value in self.weights.items()}
-        from xpformer.backend import get_backend
-
-        model = self.recipe.build(self.settings, seed).to(get_backend("numpy:portable"), "float64")
-        noise = {n: host_generator(seed, "agreement", n).standard_normal(v.shape) for n, v in model.state().items()}
-        return {n: (value + SHAKE * noise[n]).astype(dtype) for n, value in model.state().items()}
+        initial = self.trainer(get_backend("numpy:portable"), "float64", seed=seed).model.state()
+        noise = {n: host_generator(seed, "agreement", n).standard_normal(value.shape) for n, value in initial.items()}
+        return {n: (value + SHAKE * noise[n]).astype(dtype) for n, value in initial.items()}
 
 
 def load_subject(
