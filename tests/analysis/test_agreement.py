@@ -13,7 +13,7 @@ from tests.analysis.wrong import MISTAKES, Wrong
 from tests.conftest import backend_or_skip
 from tests.training.runs import begin, recipe_file
 from xpformer.analysis import agreement
-from xpformer.analysis.agreement import FINAL, GRADIENT, KINDS, LOSS, LOSSES, MEAN, WEIGHT, Agreement, agree
+from xpformer.analysis.agreement import FINAL, GRADIENT, KINDS, LOSS, LOSSES, WEIGHT, Agreement, agree
 from xpformer.analysis.subject import Subject, load_subject
 from xpformer.backend import Backend, get_backend
 from xpformer.errors import ConfigError, NonFiniteError
@@ -39,7 +39,7 @@ def test_backends_agree_in_float64(subject: Subject, other: str) -> None:
     found = agree(subject, [get_backend("numpy"), backend_or_skip(other)])
     assert found.ok, [row for row in found.rows if not row.ok]
     assert found.judged() == (other,)
-    assert {row.place.kind for row in found.rows} == set(KINDS) - {MEAN}
+    assert {row.place.kind for row in found.rows} == set(KINDS)
     assert found.trajectories[other].flips == 0
     assert found.trajectories[other].predictions == 7 * 20
 
@@ -57,8 +57,9 @@ def test_backends_are_right_in_float32(subject: Subject, other: str) -> None:
     found = agree(subject, [get_backend("numpy"), backend_or_skip(other)], dtype="float32", steps=5)
     assert found.ok, [row for row in found.rows if not row.ok]
     assert found.judged() == ("numpy", other)
-    assert {row.place.kind for row in found.of("numpy")} == set(KINDS) - {MEAN, LOSSES, FINAL}
-    assert len(found.of(other, MEAN)) == 1
+    assert {row.place.kind for row in found.of("numpy")} == set(KINDS) - {LOSSES, FINAL}
+    assert found.means_apart(other) < 1e-3
+    assert len(found.trajectories[other].losses) == 5
     assert not any(row.error == 0.0 for row in found.of(other, GRADIENT))
 
 
@@ -107,7 +108,9 @@ def test_predictions_and_losses_that_differ_are_counted(subject: Subject, portab
 
     found = agree(subject, [portable, Wrong(kernels={"adam_step": adam_step})], dtype="float32", steps=6)
     assert found.trajectories["wrong"].flips > 0
-    assert "by more than 1% first" in shown(found)
+    text = " ".join(shown(found).split())
+    assert "by more than 1% first in step 4" in text
+    assert f"their mean differs by {found.means_apart('wrong'):.2%}" in text
 
 
 def test_one_backend_and_twins_are_refused(subject: Subject, portable: Backend) -> None:

@@ -3,8 +3,8 @@
 One step of the shipped trainer, from weights in which nothing is zero, gives on every backend a loss, the result of
 every operation, the gradients that every operation returns, every parameter's gradient and every updated weight.  Then
 the training itself, from the weights that a run begins with: in float64 every loss and the weights after the last
-step, in float32, where two right backends part exponentially, the mean loss.  :mod:`xpformer.analysis.measure` says
-what is right.
+step are judged; in float32, where two right backends part exponentially, losses are only told.
+:mod:`xpformer.analysis.measure` says what is right.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from xpformer.analysis.compare import DRAWS
-from xpformer.analysis.measure import BACKENDS, FLOAT32_FLOOR, FLOAT32_LOSSES, magnitude, relative, right_in_float32
+from xpformer.analysis.measure import BACKENDS, FLOAT32_FLOOR, magnitude, relative, right_in_float32
 from xpformer.analysis.subject import Subject, Values
 from xpformer.array import HostArray, namespace
 from xpformer.backend import Backend, get_backend
@@ -37,8 +37,10 @@ LOSS, ACTIVATION, BACKWARD, GRADIENT, NORM, WEIGHT = (
     "norm of the gradients",
     "updated weights",
 )
-LOSSES, MEAN, FINAL = "every loss of training", "mean loss of training", "weights after training"
-KINDS = (LOSS, ACTIVATION, BACKWARD, GRADIENT, NORM, WEIGHT, LOSSES, MEAN, FINAL)
+LOSSES, FINAL = "every loss of training", "weights after training"
+KINDS = (LOSS, ACTIVATION, BACKWARD, GRADIENT, NORM, WEIGHT, LOSSES, FINAL)
+PARTED = 0.01
+"""The difference of two losses, relative to the reference's, from which on they are told to have parted."""
 
 
 class Place(NamedTuple):
@@ -124,7 +126,7 @@ class Agreement:
             for r in self.rows
         ]
         head = {k: getattr(self, k) for k in ("ok", "subject", "dtype", "seed", "batch", "steps", "unmoved")}
-        training = {spec: asdict(t) for spec, t in self.trajectories.items()}
+        training = {s: asdict(t) | {"mean_apart": self.means_apart(s)} for s, t in self.trajectories.items()}
         return {**head, "backends": list(self.backends), "training": training, "rows": rows}
 
     def render(self) -> Table:
@@ -147,7 +149,7 @@ class Agreement:
                 worst = max(rows, key=lambda row: (not row.ok, row.ratio))
                 wrong = sum(not row.ok for row in rows)
                 sign = Text(f"{wrong} WRONG", "bold red") if wrong else Text("right", "green")
-                where = "" if kind in (LOSS, NORM, LOSSES, MEAN) or not worst.error else str(worst.place)
+                where = "" if kind in (LOSS, NORM, LOSSES) or not worst.error else str(worst.place)
                 heading = Text("" if i else spec, "bold")
                 table.add_row(heading, kind, f"{len(rows)}", f"{worst.error:.1e}", f"{worst.limit:.1e}", sign, where)
         return table
@@ -165,9 +167,15 @@ class Agreement:
                 told += (
                     f"losses differ by at most {max(gaps):.1e} of themselves" if max(gaps) else "losses are the same"
                 )
-                if early := next((i for i, gap in enumerate(gaps, 1) if gap > FLOAT32_LOSSES), 0):
-                    told += f", by more than {FLOAT32_LOSSES:.0%} first in step {early}"
+                if early := next((i for i, gap in enumerate(gaps, 1) if gap > PARTED), 0):
+                    told += f", by more than {PARTED:.0%} first in step {early}; their mean differs by "
+                    told += f"{self.means_apart(spec):.2%}"
                 yield f"{spec} against {self.backends[0]} in {_steps(len(gaps))}: {told}"
+
+    def means_apart(self, backend: str) -> float:
+        """How far the mean loss of all steps is from the reference's, relative to it."""
+        losses, expected = (np.asarray(self.trajectories[s].losses) for s in (backend, self.backends[0]))
+        return relative(np.mean(losses), np.mean(expected)) if losses.shape == expected.shape else math.inf
 
     def losses_apart(self, backend: str) -> list[float]:
         """How far the loss of each step is from the reference's, relative to it."""
@@ -256,8 +264,7 @@ def _relatives(found: Record, expected: Record, lr: float, zero: float) -> list[
         for kind in (BACKWARD, GRADIENT)
     }
 
-    gradients = {place.path: value for place, value in expected if place.kind == GRADIENT}
-    moved = _moved(gradients, zero)
+    moved = _moved(_gradients(expected), _gradients(found), zero)
 
     def error(place: Place, value: HostArray, exact: HostArray) -> float:
         if place.kind == WEIGHT:
@@ -267,19 +274,23 @@ def _relatives(found: Record, expected: Record, lr: float, zero: float) -> list[
     return [error(place, value, exact) for (_, value), (place, exact) in zip(found, expected, strict=True)]
 
 
-def _moved(gradients: Values, zero: float) -> dict[str, HostArray]:
-    """Where each gradient is more than ``zero`` times the largest of the model.
+def _moved(gradients: Values, others: Values, zero: float) -> dict[str, HostArray]:
+    """Where each gradient is more than ``zero`` times the largest of the model, or exactly 0 on both sides.
 
     Elsewhere, as in a key's bias, it is zero but for rounding, and Adam divides rounding by rounding.
     """
     largest = max(map(magnitude, gradients.values()), default=0.0)
-    return {name: np.abs(g) > zero * largest for name, g in gradients.items()}
+    return {n: (np.abs(g) > zero * largest) | ((g == 0.0) & (others[n] == 0.0)) for n, g in gradients.items()}
+
+
+def _gradients(record: Record) -> Values:
+    return {place.path: value for place, value in record if place.kind == GRADIENT}
 
 
 def _unmoved(record: Record, zero: float) -> int:
     """How many weights :func:`_moved` leaves out."""
-    moved = _moved({place.path: value for place, value in record if place.kind == GRADIENT}, zero)
-    return sum(int(np.sum(~where)) for where in moved.values())
+    gradients = _gradients(record)
+    return sum(int(np.sum(~where)) for where in _moved(gradients, gradients, zero).values())
 
 
 def _weight_error(value: HostArray, exact: HostArray, lr: float, moved: HostArray | None) -> float:
@@ -315,7 +326,8 @@ def agree(subject: Subject, backends: Sequence[Backend], *, dtype: str = "float6
     for backend in backends[1:]:
         trained = _train(subject, backend, dtype, steps)
         trajectories[backend.spec] = trained.trajectory(first)
-        rows += _training_rows(backend.spec, dtype, trained, first, lr * steps)
+        if dtype == "float64":
+            rows += _training_rows(backend.spec, trained, first, lr * steps)
     size = subject.settings.train.batch_size
     order = tuple(sorted(rows, key=lambda row: specs.index(row.backend)))
     return Agreement(subject.name, dtype, subject.seed, size, steps, tuple(specs), order, trajectories, unmoved)
@@ -407,14 +419,10 @@ def _train(subject: Subject, backend: Backend, dtype: str, steps: int) -> _Train
     return trained
 
 
-def _training_rows(spec: str, dtype: str, trained: _Training, reference: _Training, lr: float) -> Iterator[Row]:
-    losses, expected = np.asarray(trained.losses), np.asarray(reference.losses)
-    if dtype == "float32":
-        gap = relative(np.mean(losses), np.mean(expected)) if losses.shape == expected.shape else math.inf
-        yield Row(spec, Place(MEAN, ""), gap, FLOAT32_LOSSES)
-        return
-    yield Row(spec, Place(LOSSES, ""), relative(losses, expected), BACKENDS)
-    moved = _moved(reference.gradients, BACKENDS)
+def _training_rows(spec: str, trained: _Training, reference: _Training, lr: float) -> Iterator[Row]:
+    gap = relative(np.asarray(trained.losses), np.asarray(reference.losses))
+    yield Row(spec, Place(LOSSES, ""), gap, BACKENDS)
+    moved = _moved(reference.gradients, trained.gradients or reference.gradients, BACKENDS)
     for name, value in reference.weights.items():
         error = _weight_error(trained.weights[name], value, lr, moved.get(name))
         yield Row(spec, Place(FINAL, name), error, BACKENDS)

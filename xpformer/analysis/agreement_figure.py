@@ -45,8 +45,8 @@ def agreement_figure(agreement: Agreement, path: Path) -> Path:
     turn = sum(row.place.kind == ACTIVATION for row in rows[0]) - 0.5
     depth.axvline(turn, color=GREY, linewidth=0.9)
     for x, text, side in ((turn, "forward  ", "right"), (turn, "  backward", "left")):
-        place = {"xycoords": ("data", "axes fraction"), "ha": side, "va": "bottom"}
-        depth.annotate(text, (x, 1.01), fontsize=9.5, color=GREY, **place)
+        look = {"fontsize": 9.5, "color": GREY, "ha": side, "va": "bottom"}
+        depth.annotate(text, (x, 1.01), xycoords=("data", "axes fraction"), **look)
     told = {"fontsize": 9, "color": GREY, "va": "top"}
     depth.annotate("beyond the limit", (0.008, 0.975), xycoords="axes fraction", **told)
     style_axes(depth, "operations, in the order of a step")
@@ -62,8 +62,8 @@ def agreement_figure(agreement: Agreement, path: Path) -> Path:
         _losses(panels[2], agreement, judged)
     depth.set_ylabel("error / scale", fontsize=10, color=INK)
     panels[0].set_ylabel("error / scale", fontsize=10, color=INK)
-    place = {"loc": "upper left", "bbox_to_anchor": (0.001, 0.966), "ncols": len(judged)}
-    figure.legend(*_legend(judged), frameon=False, fontsize=10, handlelength=1.4, **place)
+    look = {"frameon": False, "fontsize": 10, "handlelength": 1.4, "ncols": len(judged)}
+    figure.legend(*_legend(judged), loc="upper left", bbox_to_anchor=(0.001, 0.966), **look)
     return save_figure(figure, path)
 
 

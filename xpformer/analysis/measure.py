@@ -6,7 +6,7 @@ in a shape case (with one token the query's is); for weights after training step
 
 *Right in float32* is an error, against the float64 portable pair on the same inputs and divided by s, of at most 8
 times that of NumPy's float32 portable pair, or of at most 2 eps if that is more.  Trajectories are compared in float64
-only; of float32 training the mean loss is.
+only.
 
 Where numbers are not finite, they must be the same.
 """
@@ -27,9 +27,6 @@ TORCH = 1e-10
 FINITE_DIFFERENCE = 1e-6
 """A directional derivative against the central difference of step 1e-5 in float64 (the difference's own error is some
 1e-10 of it)."""
-FLOAT32_LOSSES = 0.01
-"""The mean of the losses of some 200 training steps in float32.  Step by step two right backends part e-fold every few
-steps, from the last bit to a tenth of a loss, and NumPy parts from itself with other pairs; their means do not."""
 FLOAT32_FACTOR = 8.0
 FLOAT32_FLOOR = 2.0 * float(np.finfo(np.float32).eps)
 
