@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -71,3 +72,25 @@ def recipes(session: nox.Session) -> None:
             "xpformer", "train", "vit-mnist", "--preset", "quick", "--max-steps", "30", "--out", str(runs / "mnist")
         )
         session.run("xpformer", "resume", str(runs / "mnist"), "--max-steps", "40")
+
+
+@nox.session
+def agree(session: nox.Session) -> None:
+    """Every backend that works on this machine trains like NumPy, in float64 and in float32 (docs/agreement.md)."""
+    session.install("-e", ".[recipes]", *group("test"))
+    found = json.loads(str(session.run("xpformer", "backends", "--json", silent=True)))
+    others = [b["name"] for b in found if b["usable"] and b["name"] != "numpy"]
+    specs, data = ",".join(["numpy", "numpy:portable", *others]), os.environ.get("XPFORMER_DATA")
+    out = Path(session.create_tmp()).resolve()
+    for dtype in ("float64", "float32"):
+        figure = str(out / f"digits-{dtype}.png")
+        session.run(
+            "xpformer", "agree", "vit-digits", "--backends", specs, "--dtype", dtype, "--figure", figure, env=ENV
+        )
+    for other in ("numpy:portable", *others):
+        session.run("xpformer", "diverge", "numpy", other, "--batch", "16", env=ENV)
+    if data:
+        small = ("xpformer", "agree", "vit-mnist", "--preset", "small", "--backends", "numpy,torch")
+        session.run(*small, "--figure", str(out / "mnist-float64.png"), env=ENV)
+        figure = str(out / "mnist-float32.png")
+        session.run(*small, "--dtype", "float32", "--steps", "200", "--figure", figure, env=ENV)

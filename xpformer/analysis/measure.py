@@ -5,7 +5,8 @@ gradients s is the largest gradient in the model (one of them is zero but for ro
 in a shape case (with one token the query's is); for weights after training steps ``max(|b|, learning rate x steps)``.
 
 *Right in float32* is an error, against the float64 portable pair on the same inputs and divided by s, of at most 8
-times that of NumPy's float32 portable pair, or of at most 2 eps if that is more.
+times that of NumPy's float32 portable pair, or of at most 2 eps if that is more.  Trajectories are compared in float64
+only.
 
 Where numbers are not finite, they must be the same.
 """

@@ -16,6 +16,7 @@ from typing import NoReturn
 
 import click
 
+from xpformer.cli.agree import agree, diverge
 from xpformer.cli.evaluate import evaluate
 from xpformer.cli.generate import generate
 from xpformer.cli.inspect import backends, gradcheck, summary
@@ -45,7 +46,11 @@ def cli() -> None:
     """
 
 
-for _command in (train, resume, evaluate, predict, generate, plot, recipes, summary, backends, gradcheck):
+_COMMANDS = (
+    *(train, resume, evaluate, predict, generate, plot),
+    *(recipes, summary, backends, gradcheck, agree, diverge),
+)
+for _command in _COMMANDS:
     cli.add_command(_command)
 
 

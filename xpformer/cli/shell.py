@@ -127,14 +127,15 @@ def show(*renderables: RenderableType) -> None:
 
 def print_json(document: object) -> None:
     """``document`` as JSON on stdout; what is not finite becomes null."""
-    click.echo(json.dumps(_finite(document), indent=2, ensure_ascii=False))
+    click.echo(json.dumps(jsonable(document), indent=2, ensure_ascii=False))
 
 
-def _finite(value: Any) -> Any:
+def jsonable(value: Any) -> Any:
+    """What is not finite as null, keys as text, arrays' numbers as numbers."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): jsonable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [jsonable(item) for item in value]
     return value.item() if hasattr(value, "item") else value
