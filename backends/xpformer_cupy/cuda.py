@@ -1,7 +1,7 @@
 """Where CUDA is asked for something: compiling a module, launching a kernel, calling cuBLAS.
 
-Everything goes through :data:`compile_module` and :data:`gemm_batched`.  The tests replace both by an emulation, so that
-all pairs run on a machine without a GPU too.
+Everything goes through :data:`compile_module` and :data:`gemm_batched`.  The tests replace both by an emulation, so
+that all pairs run on a machine without a GPU too.
 """
 
 from __future__ import annotations
