@@ -1,0 +1,15 @@
+"""The fused pairs for CuPy arrays."""
+
+from xpformer.functional._op import Pair
+from xpformer_cupy import attention, cross_entropy, dropout, embedding, gelu, layer_norm, linear, softmax
+
+PAIRS: dict[str, tuple[Pair, ...]] = {
+    "attention": (attention.PAIR,),
+    "cross_entropy": (cross_entropy.PAIR,),
+    "dropout": (dropout.PAIR,),
+    "embedding": (embedding.PAIR,),
+    "gelu": (gelu.PAIR,),
+    "layer_norm": (layer_norm.PAIR,),
+    "linear": (linear.PAIR,),
+    "softmax": (softmax.PAIR,),
+}
