@@ -18,9 +18,10 @@ import pytest
 import xpformer_cupy
 from tests.backends import cuda_emulator
 from tests.functional.test_pairs import KERNELS as ALL_KERNELS
-from xpformer.analysis.cases import CASES, KERNEL_CASES
+from xpformer.analysis.cases import CASES
 from xpformer.analysis.compare import compare_kernel, compare_operation
 from xpformer.analysis.gradient_check import Probe, check_operation, failures
+from xpformer.analysis.kernel_cases import KERNEL_CASES
 from xpformer.backend import Backend, Status, get_backend
 from xpformer.errors import BackendError
 from xpformer.functional import OPERATIONS
@@ -174,7 +175,7 @@ def test_products_of_any_layout(
 
 def nvrtc() -> ctypes.CDLL:
     """NVIDIA's run-time compiler, which needs no GPU and no driver."""
-    for package, name in (("nvidia.cuda_nvrtc", "libnvrtc.so.12"), ("nvidia.cu13", "libnvrtc.so.13")):
+    for package, name in (("nvidia.cu13", "libnvrtc.so.13"), ("nvidia.cuda_nvrtc", "libnvrtc.so.12")):
         try:
             spec = find_spec(package)
         except ModuleNotFoundError:
@@ -182,7 +183,7 @@ def nvrtc() -> ctypes.CDLL:
         for root in (spec.submodule_search_locations or []) if spec else []:
             for path in Path(root).glob(f"lib/{name}"):
                 return ctypes.CDLL(str(path))
-    pytest.skip("NVRTC is not installed: pip install nvidia-cuda-nvrtc-cu12")
+    pytest.skip("NVRTC is not installed: pip install nvidia-cuda-nvrtc")
 
 
 @pytest.mark.parametrize("architecture", ["sm_75", "sm_90"])
