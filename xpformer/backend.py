@@ -24,6 +24,8 @@ from xpformer.errors import BackendError, suggest
 from xpformer.functional._op import Kernel, Op, Pair
 
 GROUP = "xpformer.backends"
+MATMUL_PRECISIONS = ("highest", "high")
+"""``highest`` multiplies in float32; ``high`` lets a GPU round the factors to TF32, 10 bits of mantissa."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,10 @@ class Backend:
     """Whether reading a value is free; elsewhere it waits for the device, and training avoids it."""
     dtypes: ClassVar[tuple[str, ...]] = ("float32", "float64")
     deviations: ClassVar[tuple[Deviation, ...]] = ()
+    matmul_precisions: tuple[str, ...] = ("highest",)
+    """Those of :data:`MATMUL_PRECISIONS` that it has on its device."""
+    matmul_precision: str = "highest"
+    """The one that matrix products have: :meth:`set_matmul_precision` changes it."""
 
     def __init__(self, option: str = "") -> None:
         """``option`` is what stands behind the colon of ``name:option``; empty means the default device."""
@@ -105,6 +111,21 @@ class Backend:
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Any:
         """An array of zeros on the device."""
         return self.xp.zeros(shape, dtype=self.dtype(dtype), device=self.device)
+
+    def set_matmul_precision(self, name: str) -> None:
+        """Choose how matrix products treat float32; :func:`get_backend` calls it each time.
+
+        Raises:
+            BackendError: if there is no such precision, or not here.
+        """
+        if name not in MATMUL_PRECISIONS:
+            raise BackendError(f"unknown matmul precision {name!r}; {suggest(name, MATMUL_PRECISIONS)}")
+        if name not in self.matmul_precisions:
+            raise BackendError(
+                f"backend {self.spec} has no matmul precision {name!r}, only {', '.join(self.matmul_precisions)} "
+                "(float32 exact); take --matmul-precision highest"
+            )
+        self.matmul_precision = name
 
     def synchronize(self) -> None:
         """Wait until the device has done all that was asked of it."""
@@ -157,13 +178,25 @@ def backend_class(name: str) -> type[Backend]:
     return loaded
 
 
-@cache
-def get_backend(spec: str) -> Backend:
+def get_backend(spec: str, matmul_precision: str = "highest") -> Backend:
     """The backend of a text such as ``numpy``, ``numpy:portable``, ``torch:cuda:0`` or ``cupy:1``.
 
+    Args:
+        spec: name and option.
+        matmul_precision: ``highest``, float32 exact, or ``high``, where the backend has it: a backend of its own.
+
     Raises:
-        BackendError: if it is unknown, not installed or has no usable device.  No other backend takes its place.
+        BackendError: if it is unknown, not installed, has no usable device or not this precision.  No other backend
+            takes its place.
     """
+    backend = _made(spec, matmul_precision)
+    backend.set_matmul_precision(matmul_precision)  # each time: the switch of a library may be one for the process
+    return backend
+
+
+@cache
+def _made(spec: str, _matmul_precision: str) -> Backend:
+    """One backend for each text and precision."""
     name, _, option = spec.partition(":")
     cls = backend_class(name)
     status = _status(cls)

@@ -1,6 +1,7 @@
 """PyTorch tensors as plain arrays: no autograd, an independent BLAS, and CUDA where torch has it.
 
 ``torch`` is the CPU, ``torch:cuda:0`` a GPU, ``torch:meta`` computes shapes only (no value can be asked for).
+On CUDA ``--matmul-precision high`` lets matrix products use TF32.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ class TorchBackend(Backend):
             raise BackendError(f"backend torch:{option} cannot be used: {reason}; take torch, the CPU") from error
         self.option = option
         self.xp, self.device = xp, device
+        if device.type == "cuda":
+            self.matmul_precisions = ("highest", "high")
 
     @classmethod
     def status(cls) -> Status:
@@ -65,6 +68,18 @@ class TorchBackend(Backend):
         tensor: Any = x
         return np.array(tensor.detach().cpu().numpy())
 
+    def set_matmul_precision(self, name: str) -> None:
+        """TF32 or IEEE float32 on CUDA.  Torch has one switch for the process: the backend that was got last sets it.
+
+        Raises:
+            BackendError: if the device does not have it.
+        """
+        super().set_matmul_precision(name)
+        if self.device.type == "cuda":
+            import torch
+
+            _set_tf32(torch, allowed=name == "high")
+
     def synchronize(self) -> None:
         """Wait for the GPU."""
         import torch
@@ -77,3 +92,12 @@ class TorchBackend(Backend):
         import torch
 
         return int(torch.cuda.memory_allocated(self.device)) if self.device.type == "cuda" else 0
+
+
+def _set_tf32(torch: Any, *, allowed: bool) -> None:
+    """Torch 2.9 renamed the switch, and refuses to read the old one where the new one was written."""
+    matmul = torch.backends.cuda.matmul
+    if hasattr(matmul, "fp32_precision"):
+        matmul.fp32_precision = "tf32" if allowed else "ieee"
+    else:
+        matmul.allow_tf32 = allowed

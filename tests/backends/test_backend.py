@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import EntryPoint
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -111,6 +112,46 @@ def test_a_backend_is_made_once() -> None:
     assert get_backend("numpy:portable") is get_backend("numpy:portable")
 
 
+def test_each_precision_has_a_backend_of_its_own(backend: Backend) -> None:
+    assert backend.matmul_precision == "highest"
+    backend.set_matmul_precision("highest")
+    with pytest.raises(BackendError, match="unknown matmul precision 'hihg'"):
+        backend.set_matmul_precision("hihg")
+    if "high" not in backend.matmul_precisions:
+        with pytest.raises(BackendError) as error:
+            backend.set_matmul_precision("high")
+        expected = f"backend {backend.spec} has no matmul precision 'high', only highest (float32 exact); "
+        assert str(error.value) == f"{expected}take --matmul-precision highest"
+        assert backend.matmul_precision == "highest"
+    elif backend.name != "readonly":
+        assert get_backend(backend.spec, "high") is not get_backend(backend.spec) is backend
+
+
+def test_torch_on_cuda_takes_tf32_where_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    backend = get_backend("torch:meta")  # stands for a GPU: the switch can be turned without one
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    monkeypatch.setattr(backend, "device", torch.device("cuda"))
+    monkeypatch.setattr(backend, "matmul_precisions", ("highest", "high"), raising=False)
+    try:
+        for name, switch in (("high", "tf32"), ("highest", "ieee")):
+            get_backend("torch:meta").set_matmul_precision(name)
+            assert (backend.matmul_precision, matmul.fp32_precision) == (name, switch)
+    finally:
+        matmul.fp32_precision = before
+
+
+def test_the_switch_of_an_older_torch() -> None:
+    pytest.importorskip("torch")
+    from xpformer_torch import _set_tf32
+
+    matmul = SimpleNamespace(allow_tf32=None)
+    for allowed in (True, False):
+        _set_tf32(SimpleNamespace(backends=SimpleNamespace(cuda=SimpleNamespace(matmul=matmul))), allowed=allowed)
+        assert matmul.allow_tf32 is allowed
+
+
 class Missing(Backend):
     """A backend whose library is not installed."""
 
@@ -129,7 +170,7 @@ def entry_points(monkeypatch: pytest.MonkeyPatch, **values: str) -> None:
 def test_a_library_that_is_not_installed_comes_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "backend_class", lambda _name: Missing)
     with pytest.raises(BackendError) as error:
-        get_backend.__wrapped__("missing")
+        get_backend("missing")
     assert str(error.value) == "backend missing cannot be used: libmissing is not installed; pip install libmissing"
 
 
@@ -145,7 +186,7 @@ def test_a_library_that_is_installed_and_broken(monkeypatch: pytest.MonkeyPatch,
     said = "its library cannot be imported: libmissing.so: cannot open shared object file"
     assert backends.statuses() == {"missing": Status(False, said, "install the library again")}
     with pytest.raises(BackendError) as error:
-        get_backend.__wrapped__("missing")
+        get_backend("missing")
     assert str(error.value) == f"backend missing cannot be used: {said}; install the library again"
 
 

@@ -213,6 +213,15 @@ BAD: list[tuple[Sequence[str], str]] = [
     (["train", "vit-digits", "--set", "model.heads=5"], "heads = 5 does not divide dim = 64"),
     (["train", "vit-digits", "--set", "model.image_size=16"], "do not fit the model"),
     (["train", "vit-digits", "--backend", "nunpy"], "unknown backend 'nunpy'; did you mean 'numpy'?"),
+    (
+        ["train", "vit-digits", "--matmul-precision", "high"],
+        "backend numpy has no matmul precision 'high', only ",
+    ),
+    (["train", "vit-digits", "--matmul-precision", "hgih"], "unknown matmul precision 'hgih'; did you mean 'high'?"),
+    *(
+        ([*command, "runs/vit-digits-1", "--matmul-precision", "high"], "take --matmul-precision highest")
+        for command in (["resume"], ["evaluate"], ["predict", "--first=1"], ["generate"], ["plot", "attention"])
+    ),
     (["train", "vit-digits", "--dtype", "float16"], "it is float32 or float64"),
     (["train", "vit-digits", "--threads", "0"], "threads = 0 is less than 1"),
     (["train", "vit-digits", "--threads", "100000"], "threads = 100000 is more than 1024"),

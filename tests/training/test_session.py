@@ -16,6 +16,9 @@ import pytest
 import xpformer
 from tests.training.faults import Faults
 from tests.training.runs import Watch, begin, differences, outcome, recipe_file, records, same_arrays, weights
+from xpformer import backend as backends
+from xpformer.backend import Backend, Status, get_backend
+from xpformer.cli.progress import headline
 from xpformer.data.batches import ImageBatches
 from xpformer.errors import BackendError, CheckpointError, ConfigError, DataError, RunError
 from xpformer.training import checkpoint, fs
@@ -365,6 +368,54 @@ def test_what_changes_the_bits_is_said(tmp_path: Path, monkeypatch: pytest.Monke
         json.dumps(manifest | {"numpy": "1.0", "cpu": "another", "pairs": {"linear": ["x"]}})
     )
     assert resume(path)[1] == [f"{head}numpy, pairs, cpu changed since it began"]
+
+
+class Precise(Backend):
+    """NumPy that claims a choice of precision, and whose constructor knows of none."""
+
+    name = "precise"
+    matmul_precisions = ("highest", "high")
+
+    def __init__(self, option: str = "") -> None:
+        super().__init__(option)
+        self.xp, self.device = get_backend("numpy:portable").xp, "cpu"
+
+    @classmethod
+    def status(cls) -> Status:
+        return Status(True, "for tests")
+
+
+def test_the_matmul_precision_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = backends.backend_class
+    monkeypatch.setattr(backends, "backend_class", lambda name: Precise if name == "precise" else original(name))
+    session = begin(tmp_path, *STEPS, backend="precise", matmul_precision="high")
+    session.train(max_steps=2)
+    path = session.run.path
+    assert "precise (fused: none), matmul precision high (TF32 allowed), " in headline(session)
+    assert session.run.config["matmul_precision"] == session.run.manifest["matmul_precision"] == "high"
+    again, notes = resume(path)
+    assert (again.trainer.backend.matmul_precision, again.options.matmul_precision, notes) == ("high", "high", [])
+    exact, notes = resume(path, matmul_precision="highest")
+    assert exact.trainer.backend.matmul_precision == "highest"
+    assert notes == ["the bits will differ from an uninterrupted run: matmul precision changed since it began"]
+    assert "precise (fused: none), matmul precision highest (float32 exact), " in headline(exact)
+    assert load_trained(path).model.backend.matmul_precision == "highest"  # exact unless asked
+    assert load_trained(path, matmul_precision="high").model.backend.matmul_precision == "high"
+    with pytest.raises(BackendError, match="backend numpy has no matmul precision 'high'"):
+        resume(path, backend="numpy")
+
+
+def test_a_run_from_before_the_choice_is_exact(tmp_path: Path) -> None:
+    session = begin(tmp_path, *STEPS)
+    session.train(max_steps=2)
+    for name in ("config.json", "run.json"):
+        file = session.run.path / name
+        document = json.loads(file.read_text())
+        assert document.pop("matmul_precision") == "highest"
+        file.write_text(json.dumps(document))
+    again, notes = resume(session.run.path)
+    assert (again.options.matmul_precision, notes) == ("highest", [])
+    assert "matmul precision" not in headline(again)  # NumPy has no choice
 
 
 def test_resume_takes_the_threads_of_the_run(tmp_path: Path) -> None:

@@ -98,6 +98,7 @@ def test_a_best_that_leads_nowhere_is_an_error(tmp_path: Path) -> None:
         ("seed", -5, "seed -5 is outside 0 <= seed"),
         ("dtype", "int8", "dtype 'int8' is unknown; it is float32 or float64"),
         ("backend", 3, "backend is 3, expected a text; is it edited"),
+        ("matmul_precision", 3, "matmul_precision is 3, expected a text; is it edited"),
         ("data", 3, "data is 3, expected a text; is it edited"),
     ],
 )

@@ -11,6 +11,7 @@ from xpformer.cli.shell import (
     backend_option,
     data_option,
     json_option,
+    matmul_option,
     print_json,
     run_argument,
     say,
@@ -31,6 +32,7 @@ step_option = click.option(
 @click.option("--csv", type=click.Path(path_type=Path), metavar="FILE", help="Also write the table per class here.")
 @data_option
 @backend_option
+@matmul_option
 @threads_option
 def evaluate(
     run: Path,
@@ -40,6 +42,7 @@ def evaluate(
     csv: Path | None,
     data: Path | None,
     backend: str | None,
+    matmul_precision: str | None,
     threads: int | None,
 ) -> None:
     """What a run has learned, on data it has not seen.
@@ -64,7 +67,7 @@ def evaluate(
 
     if split is not None:
         check_split(split)
-    trained = load_trained(run, step=step, backend=backend)
+    trained = load_trained(run, step=step, backend=backend, matmul_precision=matmul_precision)
     shown = report(trained.task)
     if csv is not None:
         shown.check_csv(csv)

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from xpformer.cli.evaluate import step_option
-from xpformer.cli.shell import Command, backend_option, json_option, print_json, run_argument, unknown_option
+from xpformer.cli.shell import (
+    Command,
+    backend_option,
+    json_option,
+    matmul_option,
+    print_json,
+    run_argument,
+    unknown_option,
+)
 
 if TYPE_CHECKING:
     from xpformer.data.tokenizers import Tokenizer
@@ -48,6 +56,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 @step_option
 @json_option
 @backend_option
+@matmul_option
 def generate(
     run: Path,
     prompts: tuple[str, ...],
@@ -65,6 +74,7 @@ def generate(
     step: int | None,
     as_json: bool,
     backend: str | None,
+    matmul_precision: str | None,
 ) -> None:
     """Text that a trained language model writes.
 
@@ -82,7 +92,7 @@ def generate(
     from xpformer.training.trained import load_trained
 
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
-    trained = load_trained(run, step=step, backend=backend)
+    trained = load_trained(run, step=step, backend=backend, matmul_precision=matmul_precision)
     if not trained.reads_text:
         raise RunError(f"{run}: holds no language model; xpformer predict is for images")
     tokenizer = trained.tokenizer
@@ -105,6 +115,7 @@ def generate(
                 "run": str(run),
                 "step": trained.saved.step,
                 "backend": trained.model.backend.spec,
+                "matmul_precision": trained.model.backend.matmul_precision,
                 "seed": seed,
                 "samples": _records(pieces, texts, samples),
             }

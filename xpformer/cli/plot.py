@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING
 import click
 
 from xpformer.cli.evaluate import step_option
-from xpformer.cli.shell import DIRECTORY, Command, Shell, backend_option, data_option, run_argument, say, unknown_option
+from xpformer.cli.shell import (
+    DIRECTORY,
+    Command,
+    Shell,
+    backend_option,
+    data_option,
+    matmul_option,
+    run_argument,
+    say,
+    unknown_option,
+)
 
 if TYPE_CHECKING:
     from xpformer.data.tokenizers import Unknown
@@ -34,6 +44,7 @@ def plot() -> None:
 @step_option
 @data_option
 @backend_option
+@matmul_option
 def attention(
     run: Path,
     prompt: str | None,
@@ -43,6 +54,7 @@ def attention(
     step: int | None,
     data: Path | None,
     backend: str | None,
+    matmul_precision: str | None,
 ) -> None:
     """What each head of each block reads.
 
@@ -56,7 +68,7 @@ def attention(
     from xpformer.errors import ConfigError, DataError
     from xpformer.training.trained import load_trained
 
-    trained = load_trained(run, step=step, backend=backend)
+    trained = load_trained(run, step=step, backend=backend, matmul_precision=matmul_precision)
     text, image = prompt is not None, index is not None
     if trained.reads_text and (image or not text):
         raise ConfigError(f"{run}: is a language model; say what it shall read with --prompt TEXT, without --index")

@@ -18,6 +18,7 @@ from xpformer.cli.shell import (
     backend_option,
     data_option,
     json_option,
+    matmul_option,
     print_json,
     run_argument,
     say,
@@ -75,6 +76,7 @@ class Picture:
 @json_option
 @data_option
 @backend_option
+@matmul_option
 def predict(
     run: Path,
     images: tuple[Path, ...],
@@ -88,6 +90,7 @@ def predict(
     as_json: bool,
     data: Path | None,
     backend: str | None,
+    matmul_precision: str | None,
 ) -> None:
     """What a trained model says about single images.
 
@@ -110,7 +113,7 @@ def predict(
         raise click.UsageError(
             "name image files, or images of the data set with --index or --first", click.get_current_context()
         )
-    trained = load_trained(run, step=step, backend=backend)
+    trained = load_trained(run, step=step, backend=backend, matmul_precision=matmul_precision)
     if trained.reads_text:
         raise ConfigError(f"{run}: is a language model; let it write: xpformer generate {shlex.quote(str(run))}")
     if images:

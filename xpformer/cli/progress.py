@@ -19,6 +19,8 @@ from xpformer.training.trainer import StepResult
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from xpformer.backend import Backend
+
 DRAW_EVERY = 0.25
 LINE_EVERY = 5.0
 _MEMORY = 0.95  # of the running means of loss and accuracy: some twenty steps
@@ -110,10 +112,19 @@ def headline(session: Session) -> str:
     threads = f", {trainer.threads} thread{'s' * (trainer.threads > 1)}" if trainer.backend.shares_batch else ""
     return (
         f"{s.recipe.name}{f' ({preset})' if preset else ''}: {trainer.model.count_parameters():,} parameters, "
-        f"{s.data.name} {sizes}, {trainer.backend.spec} (fused: {', '.join(sorted(fused)) or 'none'}){threads}, "
+        f"{s.data.name} {sizes}, {trainer.backend.spec} (fused: {', '.join(sorted(fused)) or 'none'})"
+        f"{_precision(trainer.backend)}{threads}, "
         f"{trainer.total_steps:,} steps of {s.settings.train.batch_size}, seed {s.options.seed}, {s.options.dtype}"
         f" -> {s.run.path}"
     )
+
+
+def _precision(backend: Backend) -> str:
+    """Said only where there is a choice."""
+    if len(backend.matmul_precisions) == 1:
+        return ""
+    meaning = "float32 exact" if backend.matmul_precision == "highest" else "TF32 allowed"
+    return f", matmul precision {backend.matmul_precision} ({meaning})"
 
 
 class PlainReporter(Reporter):

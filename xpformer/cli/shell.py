@@ -78,6 +78,11 @@ data_option = click.option(
 backend_option = click.option(
     "--backend", metavar="NAME", help="Array library and device, such as numpy or torch:cuda:0; see xpformer backends."
 )
+matmul_option = click.option(
+    "--matmul-precision",
+    metavar="highest|high",
+    help="highest, the default: float32 exact; high: a GPU may use TF32, faster and with 10 bits of mantissa.",
+)
 threads_option = click.option(
     "--threads", type=int, metavar="N", help="Threads that share a batch; default: the CPUs this process may use."
 )

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from xpformer.cli.shell import DIRECTORY, Command, backend_option, data_option, run_argument, say, show, threads_option
+from xpformer.cli.shell import (
+    DIRECTORY,
+    Command,
+    backend_option,
+    data_option,
+    matmul_option,
+    run_argument,
+    say,
+    show,
+    threads_option,
+)
 
 if TYPE_CHECKING:
     from xpformer.training.session import Session
@@ -33,6 +43,7 @@ max_steps_option = click.option(
     help="Change a setting; may be repeated. xpformer summary RECIPE --json lists every key.",
 )
 @backend_option
+@matmul_option
 @click.option("--dtype", default="float32", show_default=True, help="float32 or float64.")
 @data_option
 @click.option("--out", type=DIRECTORY, metavar="DIR", help="Directory of the run; default: runs/RECIPE-1, -2, ...")
@@ -50,6 +61,7 @@ def train(
     preset: str | None,
     changes: tuple[str, ...],
     backend: str | None,
+    matmul_precision: str | None,
     dtype: str,
     data: Path | None,
     out: Path | None,
@@ -75,7 +87,16 @@ def train(
     """
     from xpformer.training.session import Options, start
 
-    options = Options("numpy" if backend is None else backend, dtype, seed, threads, data, out, grow_from)
+    options = Options(
+        "numpy" if backend is None else backend,
+        dtype,
+        seed,
+        threads,
+        data,
+        out,
+        grow_from,
+        "highest" if matmul_precision is None else matmul_precision,
+    )
     session = start(recipe, options, preset=preset, changes=changes, arguments=sys.argv[1:])
     _train(session, max_steps)
 
@@ -84,14 +105,22 @@ def train(
 @run_argument
 @max_steps_option
 @backend_option
+@matmul_option
 @threads_option
 @data_option
-def resume(run: Path, max_steps: int | None, backend: str | None, threads: int | None, data: Path | None) -> None:
+def resume(
+    run: Path,
+    max_steps: int | None,
+    backend: str | None,
+    matmul_precision: str | None,
+    threads: int | None,
+    data: Path | None,
+) -> None:
     """Go on with a run that was stopped.
 
     It was interrupted, killed or limited by --max-steps. Training continues from the newest good checkpoint, with the
-    settings and the recipe that RUN keeps, to the same bits as if it had never stopped (same machine, versions, backend
-    and number of threads; a note says what differs).
+    settings, the recipe and the precision that RUN keeps, to the same bits as if it had never stopped (same machine,
+    versions, backend and number of threads; a note says what differs).
 
     Examples:
       xpformer resume runs/vit-mnist-1
@@ -101,7 +130,7 @@ def resume(run: Path, max_steps: int | None, backend: str | None, threads: int |
     from xpformer.errors import ConfigError
     from xpformer.training.session import resume as open_run
 
-    session, notes = open_run(run, backend=backend, threads=threads, data=data)
+    session, notes = open_run(run, backend=backend, matmul_precision=matmul_precision, threads=threads, data=data)
     for note in notes:
         say(f"note: {note}")
     done = session.progress.step
@@ -159,8 +188,8 @@ def _show_best(session: Session) -> None:
     from xpformer.cli.report import report
     from xpformer.training.trained import evaluate_run, load_trained
 
-    run, shown = session.run, report(session.recipe.task)
-    trained = load_trained(run.path, backend=session.options.backend)
+    run, shown, options = session.run, report(session.recipe.task), session.options
+    trained = load_trained(run.path, backend=options.backend, matmul_precision=options.matmul_precision)
     result = evaluate_run(trained, "val", session.data, threads=session.trainer.threads)
     show(*shown.tables(result, f"best weights (step {trained.saved.step:,})"))
     draw(shown, run, result, session.data, curves=True)

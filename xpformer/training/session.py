@@ -59,6 +59,7 @@ class Options:
     data: Path | None = None
     out: Path | None = None
     grow_from: Path | None = None
+    matmul_precision: str = "highest"
 
     def __post_init__(self) -> None:
         check_options("", self.seed, self.dtype)
@@ -269,7 +270,7 @@ def start(
 
     Args:
         name: a recipe's name or file.
-        options: backend, dtype, seed, threads, data, out.
+        options: backend and its precision, dtype, seed, threads, data, out.
         preset: of the recipe.
         changes: ``key=value`` texts.
         arguments: the command line, for the manifest.
@@ -278,7 +279,7 @@ def start(
     recipe = load_recipe(recipe_file)
     preset = preset or recipe.default
     settings = recipe.settings(preset, changes)
-    backend = get_backend(options.backend)
+    backend = get_backend(options.backend, options.matmul_precision)
     threads = thread_count(backend, options.threads)
     out = options.out
     if out is not None and _holds_something(out):  # before the data is read
@@ -295,6 +296,7 @@ def start(
         "seed": options.seed,
         "dtype": options.dtype,
         "backend": options.backend,
+        "matmul_precision": options.matmul_precision,
         "data": str(options.data.resolve()) if options.data else None,
         "settings": settings_to_dict(settings),
     }
@@ -303,6 +305,7 @@ def start(
     manifest = environment_manifest() | {
         "arguments": list(arguments),
         "backend": backend.spec,
+        "matmul_precision": backend.matmul_precision,
         "pairs": backend.replaced(),
         "threads": threads,
         "parameters": trainer.model.count_parameters(),
@@ -318,7 +321,12 @@ def start(
 
 
 def resume(
-    path: Path, *, backend: str | None = None, threads: int | None = None, data: Path | None = None
+    path: Path,
+    *,
+    backend: str | None = None,
+    matmul_precision: str | None = None,
+    threads: int | None = None,
+    data: Path | None = None,
 ) -> tuple[Session, list[str]]:
     """Go on with a run from its newest good checkpoint.
 
@@ -330,21 +338,28 @@ def resume(
     run = Run.open(path)
     recipe, settings, config = read_config(run)
     spec = str(config["backend"]) if backend is None else backend
-    used = get_backend(spec)
+    precision = str(config["matmul_precision"]) if matmul_precision is None else matmul_precision
+    used = get_backend(spec, precision)
     stored = run.manifest.get("threads")
     if threads is None and used.shares_batch and isinstance(stored, int):
         threads = stored
     began = any(run.checkpoints.glob("step_*"))
     source = None if began or not config.get("grown_from") else Path(config["grown_from"])
-    options = Options(spec, config["dtype"], config["seed"], threads, data, Path(path), source)
+    options = Options(spec, config["dtype"], config["seed"], threads, data, Path(path), source, precision)
     saved, notes = checkpoint.newest(run.checkpoints) if began else (None, [])
     loaded = load_data(run, recipe, settings, config, data)
     trainer = make_trainer(recipe, settings, options, used, loaded)
     if saved is not None:
         trainer.restore(saved)
-    now = environment_manifest() | {"backend": used.spec, "pairs": used.replaced(), "threads": trainer.threads}
-    now["pairs"] = {k: list(v) for k, v in used.replaced().items()}
-    changed = [k for k in ("xpformer", "numpy", "backend", "pairs", "threads", "cpu") if now[k] != run.manifest.get(k)]
+    now = environment_manifest() | {
+        "backend": used.spec,
+        "matmul_precision": used.matmul_precision,
+        "pairs": {k: list(v) for k, v in used.replaced().items()},
+        "threads": trainer.threads,
+    }
+    before = {"matmul_precision": "highest", **run.manifest}
+    keys = ("xpformer", "numpy", "backend", "matmul_precision", "pairs", "threads", "cpu")
+    changed = [key.replace("_", " ") for key in keys if now[key] != before.get(key)]
     if changed:
         notes.append(f"the bits will differ from an uninterrupted run: {', '.join(changed)} changed since it began")
     session = Session(run, recipe, settings, options, trainer, loaded)

@@ -48,7 +48,9 @@ def read_config(run: Run) -> tuple[Recipe, Any, dict[str, Any]]:
     if missing or not isinstance(config["settings"], dict):
         raise RunError(f"{run.path / 'config.json'}: lacks {', '.join(sorted(missing)) or 'settings'}; is it edited?")
     check_options(str(run.path / "config.json"), config["seed"], config["dtype"])
-    for key, kinds in (("backend", (str,)), ("data", (str, type(None))), ("grown_from", (str, type(None)))):
+    config.setdefault("matmul_precision", "highest")  # of runs that are older than the choice
+    texts = (("backend", (str,)), ("matmul_precision", (str,)))
+    for key, kinds in (*texts, ("data", (str, type(None))), ("grown_from", (str, type(None)))):
         if not isinstance(config.get(key), kinds):
             raise RunError(f"{run.path / 'config.json'}: {key} is {config[key]!r}, expected a text; is it edited?")
     return recipe, settings_from_dict(config["settings"], recipe.task.settings), config
@@ -130,8 +132,12 @@ class Trained:
         return self.task.batches(self.settings, data, seed=self.config["seed"], dtype=self.model.dtype)
 
 
-def load_trained(path: Path, *, step: int | None = None, backend: str | None = None) -> Trained:
+def load_trained(
+    path: Path, *, step: int | None = None, backend: str | None = None, matmul_precision: str | None = None
+) -> Trained:
     """The model of a run: the best on the validation split, or that of one step.
+
+    Float32 is exact unless ``matmul_precision`` says otherwise, whatever the run was trained with.
 
     Raises:
         RunError: if ``path`` is no run.
@@ -139,7 +145,8 @@ def load_trained(path: Path, *, step: int | None = None, backend: str | None = N
     """
     run = Run.open(path)
     recipe, settings, config = read_config(run)
-    used = get_backend(config["backend"] if backend is None else backend)
+    precision = "highest" if matmul_precision is None else matmul_precision
+    used = get_backend(config["backend"] if backend is None else backend, precision)
     if step is not None and not (run.checkpoints / f"step_{step:08d}").is_dir():
         kept = ", ".join(str(int(path.name[5:])) for path in sorted(run.checkpoints.glob("step_*"))) or "none"
         raise CheckpointError(f"{run.path}: has no checkpoint of step {step}; kept are those of: {kept}")
