@@ -22,9 +22,13 @@ import numpy as np
 
 from xpformer.analysis.layer_cases import LAYERS, LayerCase
 from xpformer.array import HostArray
+from xpformer.functional._op import Kernel
+from xpformer.functional.erf import erf
+from xpformer.functional.random_bits import random_bits
+from xpformer.optim import KERNELS as UPDATES
 from xpformer.rng import MaskKey, host_generator
 
-__all__ = ["CASES", "KERNEL_CASES", "LAYERS", "Arguments", "Case", "Generator", "LayerCase"]
+__all__ = ["CASES", "KERNELS", "KERNEL_CASES", "LAYERS", "Arguments", "Case", "Generator", "LayerCase"]
 
 Generator = np.random.Generator
 
@@ -366,6 +370,10 @@ CASES: dict[str, tuple[Case, ...]] = {
     ),
 }
 """Operation to its cases."""
+
+
+KERNELS: dict[str, Kernel] = {**UPDATES, "erf": erf, "random_bits": random_bits}
+"""Every kernel."""
 
 
 def _update(kernel: str, moments: int, options: Mapping[str, Any]) -> tuple[Case, ...]:
