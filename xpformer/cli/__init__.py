@@ -16,6 +16,7 @@ from typing import NoReturn
 
 import click
 
+from xpformer.cli.conformance import conformance
 from xpformer.cli.evaluate import evaluate
 from xpformer.cli.inspect import backends, gradcheck, summary
 from xpformer.cli.predict import predict
@@ -43,7 +44,7 @@ def cli() -> None:
     """
 
 
-for _command in (train, resume, evaluate, predict, recipes, summary, backends, gradcheck):
+for _command in (train, resume, evaluate, predict, recipes, summary, backends, gradcheck, conformance):
     cli.add_command(_command)
 
 
