@@ -36,9 +36,9 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """All tests; the one environment that holds the peers (torch, array-api-strict)."""
+    """All tests; the one environment that holds the peers (torch, JAX, array-api-strict)."""
     session.install("-e", ".[recipes]", *group("test"))
-    env = ENV | {"XPFORMER_REQUIRE_BACKENDS": "numpy,strict,torch"}
+    env = ENV | {"XPFORMER_REQUIRE_BACKENDS": "jax,numpy,strict,torch"}
     if session.posargs:
         session.run("pytest", *session.posargs, env=env)
         return

@@ -5,21 +5,23 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Mapping
 
 for _variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
 
 from pathlib import Path  # noqa: E402  (the threads are counted when NumPy is imported)
+from typing import Any  # noqa: E402
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 from tests.readonly import ReadOnlyBackend  # noqa: E402
-from xpformer.backend import Backend, get_backend  # noqa: E402
+from xpformer.backend import Backend, Deviation, get_backend  # noqa: E402
 from xpformer.errors import BackendError  # noqa: E402
 from xpformer.rng import host_generator  # noqa: E402
 
-MATRIX = ("readonly", "numpy", "numpy:portable", "strict", "torch")
+MATRIX = ("readonly", "numpy", "numpy:portable", "strict", "torch", "jax")
 """Every operation, layer and model runs through these; ``readonly`` is NumPy with all arrays frozen."""
 
 
@@ -52,14 +54,28 @@ def _one_torch_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _compile_once(pytestconfig: pytest.Config) -> None:
+    """JAX compiles every operation for every shape: in the quickest way, and once for all workers and later runs."""
+    folder = pytestconfig.rootpath / ".pytest_cache" / "jax"
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+
+def declared(backend: Backend, params: Mapping[str, Any]) -> list[Deviation]:
+    """What the backend declares of a test of the operation or kernel in ``params``, in float64 unless they say more."""
+    subject, dtype = params.get("op") or params.get("kernel") or "", params.get("dtype", "float64")
+    return [d for d in backend.deviations if d.concerns(subject, dtype)]
+
+
 @pytest.fixture(params=MATRIX)
 def backend(request: pytest.FixtureRequest) -> Backend:
-    """Each backend of the matrix.  A declared deviation in the operation ``op`` of the test is a strict xfail."""
+    """Each backend of the matrix.  A declared deviation in what the test is about is a strict xfail."""
     found = backend_or_skip(request.param)
-    operation = request.node.callspec.params.get("op")
-    for deviation in found.deviations:
-        if deviation.operation == operation:
-            request.applymarker(pytest.mark.xfail(reason=deviation.reason, strict=True))
+    for deviation in declared(found, request.node.callspec.params):
+        request.applymarker(pytest.mark.xfail(reason=deviation.reason, strict=True))
     return found
 
 

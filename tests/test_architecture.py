@@ -129,7 +129,12 @@ def modules() -> list[str]:
     return [name for name in found if not name.endswith("__main__")]
 
 
-NEEDS = {"xpformer_torch": "torch", "xpformer_strict": "array_api_strict", "xpformer_cupy": "cupy"}
+NEEDS = {
+    "xpformer_jax": "jax",
+    "xpformer_torch": "torch",
+    "xpformer_strict": "array_api_strict",
+    "xpformer_cupy": "cupy",
+}
 
 
 @pytest.mark.parametrize("name", modules())

@@ -33,7 +33,18 @@ class Deviation:
     """Where a backend is known to differ, declared once for the tests, the documentation and the command line."""
 
     operation: str
+    """An operation or a kernel."""
     reason: str
+    """Why, and by how much."""
+    dtype: str = ""
+    """Where only one dtype differs, which; else all."""
+
+    def concerns(self, operation: str, dtype: str) -> bool:
+        """Whether it says that ``operation`` differs in ``dtype``."""
+        return operation == self.operation and self.dtype in ("", dtype)
+
+    def __str__(self) -> str:
+        return f"{self.operation}{self.dtype and f' in {self.dtype}'}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -58,6 +69,8 @@ class Backend:
     """Whether ``x[...] = y`` writes in place and slices are views."""
     shares_batch: ClassVar[bool] = False
     """Whether training splits the batch over threads (else the library runs each operation in parallel itself)."""
+    strides: ClassVar[bool] = True
+    """Whether a view may lie in another order or with gaps in memory (elsewhere every array is contiguous)."""
     host_memory: ClassVar[bool] = False
     """Whether reading a value is free; elsewhere it waits for the device, and training avoids it."""
     dtypes: ClassVar[tuple[str, ...]] = ("float32", "float64")
@@ -81,6 +94,11 @@ class Backend:
     def status(cls) -> Status:
         """Whether the library is installed and has a usable device."""
         raise NotImplementedError
+
+    @classmethod
+    def devices(cls) -> tuple[str, ...]:
+        """What this machine offers, as texts for :func:`get_backend`; the first is the default."""
+        return (cls.name,)
 
     @property
     def spec(self) -> str:

@@ -15,7 +15,7 @@ from xpformer.array import Array
 from xpformer.backend import Backend, Status
 from xpformer.errors import BackendError
 
-REPAIR = "pip install torch"
+REPAIR = 'pip install "xpformer[torch]"'
 
 
 class TorchBackend(Backend):
@@ -30,9 +30,11 @@ class TorchBackend(Backend):
 
         try:
             device = torch.device(option or "cpu")
+            if device.type == "cuda" and (missing := _missing_cuda(device.index or 0)):
+                raise BackendError(f"backend torch:{option} cannot be used: {missing}")
             torch.empty(1, device=device)
         except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise BackendError(f"backend torch:{option} cannot be used: {reason}; take torch, the CPU") from error
         self.option = option
         self.xp, self.device = xp, device
@@ -48,6 +50,14 @@ class TorchBackend(Backend):
 
         gpu = f"CUDA {torch.version.cuda}" if torch.cuda.is_available() else "CPU only"
         return Status(True, f"torch {torch.__version__}, {gpu}")
+
+    @classmethod
+    def devices(cls) -> tuple[str, ...]:
+        """The CPU, each GPU of CUDA, and the device of shapes."""
+        import torch
+
+        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        return ("torch", *(f"torch:cuda:{i}" for i in range(gpus)), "torch:meta")
 
     def asarray(self, host: Any, dtype: str | None = None) -> Any:
         """A copy on the device."""
@@ -101,3 +111,25 @@ def _set_tf32(torch: Any, *, allowed: bool) -> None:
         matmul.fp32_precision = "tf32" if allowed else "ieee"
     else:
         matmul.allow_tf32 = allowed
+
+
+def _missing_cuda(index: int) -> str:
+    """What of library, driver, GPU and device is missing for this GPU, and what adds it; empty if nothing is."""
+    import torch
+
+    if not torch.backends.cuda.is_built():
+        return (
+            f"torch {torch.__version__} is built without CUDA; pip install --force-reinstall torch (from pytorch.org)"
+        )
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
+        if "driver" in reason:
+            return f"no NVIDIA driver that CUDA {torch.version.cuda} can use ({reason}); sudo ubuntu-drivers install"
+        return f"the driver shows no GPU ({reason}); unset CUDA_VISIBLE_DEVICES, and see nvidia-smi -L"
+    count = torch.cuda.device_count()
+    if index >= count:
+        found = ", ".join(f"torch:cuda:{i}" for i in range(count)) or "none"
+        return f"there is no GPU {index}, this machine has {found}; take --backend torch:cuda:0"
+    return ""

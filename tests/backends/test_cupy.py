@@ -17,11 +17,11 @@ import pytest
 
 import xpformer_cupy
 from tests.backends import cuda_emulator
-from tests.functional.test_pairs import KERNELS as ALL_KERNELS
 from xpformer.analysis.cases import CASES
 from xpformer.analysis.compare import compare_kernel, compare_operation
 from xpformer.analysis.gradient_check import Probe, check_operation, failures
 from xpformer.analysis.kernel_cases import KERNEL_CASES
+from xpformer.analysis.kernel_cases import KERNELS as ALL_KERNELS
 from xpformer.backend import Backend, Status, get_backend
 from xpformer.errors import BackendError
 from xpformer.functional import OPERATIONS

@@ -6,18 +6,13 @@ import sys
 
 import pytest
 
-from xpformer import optim
 from xpformer.analysis.cases import CASES
-from xpformer.analysis.compare import compare_kernel, compare_operation
+from xpformer.analysis.compare import DTYPES, compare_kernel, compare_operation
 from xpformer.analysis.gradient_check import Probe, check_operation, failures
-from xpformer.analysis.kernel_cases import KERNEL_CASES
+from xpformer.analysis.kernel_cases import KERNEL_CASES, KERNELS
 from xpformer.backend import Backend, get_backend
 from xpformer.functional import OPERATIONS
-from xpformer.functional._op import Kernel, Pair
-from xpformer.functional.erf import erf
-from xpformer.functional.random_bits import random_bits
-
-KERNELS: dict[str, Kernel] = {**optim.KERNELS, "erf": erf, "random_bits": random_bits}
+from xpformer.functional._op import Pair
 
 
 def pairs(backend: Backend, op: str) -> tuple[Pair, ...]:
@@ -38,17 +33,19 @@ def test_backward_is_the_vector_jacobian_product_of_forward(backend: Backend, op
             assert failures(check_operation(OPERATIONS[op], pair, case, backend)) == []
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("op", OPERATIONS)
-def test_agrees_with_numpy_portable_and_is_right_in_float32(backend: Backend, op: str) -> None:
+def test_agrees_with_numpy_portable_and_is_right_in_float32(backend: Backend, op: str, dtype: str) -> None:
     for pair in pairs(backend, op):
         for case in CASES[op]:
-            assert failures(compare_operation(OPERATIONS[op], pair, case, backend)) == []
+            assert failures(compare_operation(OPERATIONS[op], pair, case, backend, dtypes=(dtype,))) == []
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_kernels_agree_with_numpy_portable(backend: Backend, kernel: str) -> None:
+def test_kernels_agree_with_numpy_portable(backend: Backend, kernel: str, dtype: str) -> None:
     for case in KERNEL_CASES[kernel]:
-        assert failures(compare_kernel(KERNELS[kernel], case, backend)) == []
+        assert failures(compare_kernel(KERNELS[kernel], case, backend, dtypes=(dtype,))) == []
 
 
 def test_every_replaced_pair_covers_a_case_and_is_reached(backend: Backend) -> None:

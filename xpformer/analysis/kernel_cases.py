@@ -8,7 +8,14 @@ from typing import Any
 import numpy as np
 
 from xpformer.analysis.cases import KEY, LATE_KEY, Arguments, Case, Generator, case, wide
+from xpformer.functional._op import Kernel
+from xpformer.functional.erf import erf
+from xpformer.functional.random_bits import random_bits
+from xpformer.optim import KERNELS as UPDATES
 from xpformer.rng import MaskKey
+
+KERNELS: dict[str, Kernel] = {**UPDATES, "erf": erf, "random_bits": random_bits}
+"""Every kernel."""
 
 
 def _update(kernel: str, moments: int, options: Mapping[str, Any]) -> tuple[Case, ...]:

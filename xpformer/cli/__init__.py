@@ -17,6 +17,7 @@ from typing import NoReturn
 import click
 
 from xpformer.cli.agree import agree, diverge
+from xpformer.cli.conformance import conformance
 from xpformer.cli.evaluate import evaluate
 from xpformer.cli.generate import generate
 from xpformer.cli.inspect import backends, gradcheck, summary
@@ -48,7 +49,7 @@ def cli() -> None:
 
 _COMMANDS = (
     *(train, resume, evaluate, predict, generate, plot),
-    *(recipes, summary, backends, gradcheck, agree, diverge),
+    *(recipes, summary, backends, gradcheck, agree, diverge, conformance),
 )
 for _command in _COMMANDS:
     cli.add_command(_command)

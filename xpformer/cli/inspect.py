@@ -86,7 +86,7 @@ def backends(as_json: bool) -> None:
       xpformer backends
       xpformer train vit-mnist --backend torch
     """
-    from xpformer.backend import statuses
+    from xpformer.backend import Deviation, statuses
 
     found = statuses()
     about = {name: _backend(name, status.usable) for name, status in found.items()}
@@ -107,21 +107,31 @@ def backends(as_json: bool) -> None:
         lines = [status.detail] + ([f"add it: {status.repair}"] if status.repair else [])
         if pairs := about[name]["pairs"]:
             lines.append(f"fused: {', '.join(sorted(pairs))}")
-        lines += [f"differs: {d['operation']}: {d['reason']}" for d in about[name]["deviations"]]
+        if len(about[name]["devices"]) > 1:
+            lines.append(f"devices: {', '.join(about[name]['devices'])}")
+        lines += [f"differs: {Deviation(**d)}" for d in about[name]["deviations"]]
         table.add_row(Text(name, "bold"), sign, Text("\n".join(lines)))
     show(table)
 
 
 def _backend(name: str, usable: bool) -> dict[str, Any]:
-    """What a backend replaces and where it is known to differ."""
+    """What a backend declares: devices, dtypes, how its arrays behave, what it replaces, where it differs."""
     if not usable:
-        return {"pairs": {}, "deviations": []}
+        return {"devices": [], "pairs": {}, "deviations": []}
+    from dataclasses import asdict
+
     from xpformer.backend import get_backend
 
     backend = get_backend(name)
     return {
+        "devices": list(backend.devices()),
+        "dtypes": list(backend.dtypes),
+        "mutable": backend.mutable,
+        "host_memory": backend.host_memory,
+        "shares_batch": backend.shares_batch,
+        "memory": backend.memory(),
         "pairs": {op: list(pairs) for op, pairs in backend.replaced().items()},
-        "deviations": [{"operation": d.operation, "reason": d.reason} for d in backend.deviations],
+        "deviations": [asdict(d) for d in backend.deviations],
     }
 
 
