@@ -19,6 +19,10 @@ from xpformer.errors import BackendError
 INSTALL = 'pip install "xpformer[cuda13]" (or cuda12: nvidia-smi shows which CUDA the driver has)'
 
 
+TF32_SINCE = 80
+"""Compute capability times 10."""
+
+
 class CupyBackend(Backend):
     """CuPy arrays on one GPU.
 
@@ -67,13 +71,20 @@ class CupyBackend(Backend):
         """TF32 or exact float32.  CuPy has one switch for the process: the backend that was got last sets it.
 
         Raises:
-            BackendError: if there is no such precision.
+            BackendError: if there is no such precision, or the GPU is older than TF32.
         """
+        capability = str(self.device.compute_capability)
+        if name == "high" and int(capability) < TF32_SINCE:
+            raise BackendError(
+                f"backend {self.spec} has no TF32: its GPU has compute capability {capability[:-1]}.{capability[-1]}, "
+                "which begins with 8.0; take --matmul-precision highest"
+            )
         super().set_matmul_precision(name)
         from cupy._core import _routines_linalg as linalg  # CuPy's public switch is an environment variable
 
         kind = linalg.COMPUTE_TYPE_TF32 if name == "high" else linalg.COMPUTE_TYPE_DEFAULT
-        linalg.set_compute_type(np.float32, kind)
+        with self.device:
+            linalg.set_compute_type(np.float32, kind)
 
     def synchronize(self) -> None:
         """Wait for the GPU."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from xpformer.array import dtype_name
 
-OPTIONS = ("-std=c++14",)
+OPTIONS = ("-std=c++17",)
 """No ``--use_fast_math``: float32 results have to be right."""
 
 BLOCK = 256

@@ -1,9 +1,12 @@
 """CUDA kernels on the CPU: the very text that a GPU would get, compiled as C++ behind a shim.
 
-Blocks run one after the other.  The threads of a block are fibers that take turns: each runs until it waits for the
-others, at ``__syncthreads()`` or in a shuffle, and the next round begins when all have come that far.  So block-wide
-sums, shared memory and warp shuffles do what they do on a GPU, in a fixed order; what this cannot show is a race
-between threads, a launch that is too large, or a compiler's rounding.
+Blocks run one after the other.  The threads of a block are fibers that take turns: a warp runs until all its threads
+wait at ``__syncthreads()``, from shuffle to shuffle, then the next warp does.  So block-wide sums, shared memory and
+warp shuffles do what they do on a GPU.
+
+In which order blocks, warps and lanes take their turns is chosen: first to last, last to first, or even ones before odd
+ones.  Where the results depend on it, a ``__syncthreads()`` is missing, or two threads write one place.  What this
+cannot show is a race between the lanes of a warp, a launch that needs too much of a GPU, or its rounding.
 """
 
 from __future__ import annotations
@@ -21,8 +24,10 @@ import numpy as np
 SHIM = r"""
 #include <algorithm>
 #include <cmath>
+#include <csetjmp>
 #include <cstdlib>
 #include <functional>
+#include <memory>
 #include <ucontext.h>
 #include <vector>
 using std::exp; using std::log; using std::sqrt; using std::tanh; using std::erfc;
@@ -32,55 +37,100 @@ using std::exp; using std::log; using std::sqrt; using std::tanh; using std::erf
 struct dim3 { unsigned x, y, z; };
 static dim3 threadIdx, blockIdx, blockDim, gridDim;
 
-static const size_t STACK = 64 * 1024;
-static ucontext_t scheduler;
-static std::vector<ucontext_t> fibers;
-static std::vector<char> stacks;
-static std::vector<bool> alive;
-static std::vector<double> lanes;
+static const size_t STACK = 32 * 1024;
+static const unsigned LANES = 32;
+enum State { ready, waiting, done };
+struct Fiber {
+    std::unique_ptr<char[]> stack;
+    jmp_buf place;
+    State state;
+    double lane;
+};
+static jmp_buf scheduler;
+static std::vector<Fiber> fibers;
 static unsigned running;
 static const std::function<void()>* body;
 
-static void fiber() { (*body)(); alive[running] = false; }
-static void wait_for_others() { swapcontext(&fibers[running], &scheduler); }
-static void __syncthreads() { wait_for_others(); }
+static void pause() { if (!_setjmp(fibers[running].place)) _longjmp(scheduler, 1); }
+static void __syncthreads() { fibers[running].state = waiting; pause(); }
+
+// A fiber stays, and runs a thread of one block after the other.
+static void fiber() {
+    for (;;) {
+        (*body)();
+        fibers[running].state = done;
+        pause();
+    }
+}
+
+// A context is made once; from then on the fiber goes to and fro by jumps, which ask the system for nothing.
+static void begin(unsigned t) {
+    ucontext_t context;
+    getcontext(&context);
+    fibers[t].stack.reset(new char[STACK]);
+    context.uc_stack.ss_sp = fibers[t].stack.get();
+    context.uc_stack.ss_size = STACK;
+    context.uc_link = nullptr;
+    makecontext(&context, fiber, 0);
+    setcontext(&context);
+}
 
 template <typename T> static T __shfl_xor_sync(unsigned, T value, int lane) {
     unsigned me = running;
-    lanes[me] = value;
-    wait_for_others();
-    T other = T(lanes[me ^ lane]);
-    wait_for_others();
+    fibers[me].lane = value;
+    pause();
+    T other = T(fibers[me ^ lane].lane);
+    pause();
     return other;
 }
 
-static void emulate(unsigned grid_x, unsigned grid_y, unsigned threads, const std::function<void()>& kernel) {
+static unsigned turn(unsigned i, unsigned count, int order) {
+    if (order == 1) return count - 1 - i;
+    if (order == 2) return i < (count + 1) / 2 ? 2 * i : 2 * (i - (count + 1) / 2) + 1;
+    return i;
+}
+
+static void resume(unsigned t) {
+    threadIdx = {t, 0, 0};
+    running = t;
+    if (_setjmp(scheduler)) return;
+    if (!fibers[t].stack) begin(t);
+    _longjmp(fibers[t].place, 1);
+}
+
+// The warp runs until each of its threads waits for the other warps, or is done.
+static void run_warp(unsigned warp, int order) {
+    for (bool any = true; any;) {
+        any = false;
+        for (unsigned i = 0; i < LANES; i++) {
+            unsigned t = warp * LANES + turn(i, LANES, order);
+            if (fibers[t].state == ready) { resume(t); any = true; }
+        }
+    }
+}
+
+static void emulate(unsigned grid_x, unsigned grid_y, unsigned threads, int order, const std::function<void()>& kernel) {
+    unsigned warps = threads / LANES, blocks = grid_x * grid_y;
     gridDim = {grid_x, grid_y, 1};
     blockDim = {threads, 1, 1};
     body = &kernel;
-    fibers.resize(threads); alive.resize(threads); lanes.resize(threads); stacks.resize(threads * STACK);
-    for (unsigned y = 0; y < grid_y; y++) for (unsigned x = 0; x < grid_x; x++) {
-        blockIdx = {x, y, 0};
-        for (unsigned t = 0; t < threads; t++) {
-            getcontext(&fibers[t]);
-            fibers[t].uc_stack.ss_sp = &stacks[t * STACK];
-            fibers[t].uc_stack.ss_size = STACK;
-            fibers[t].uc_link = &scheduler;
-            makecontext(&fibers[t], fiber, 0);
-            alive[t] = true;
-        }
-        for (unsigned left = threads; left > 0;) {
-            left = 0;
-            for (unsigned t = 0; t < threads; t++) if (alive[t]) {
-                threadIdx = {t, 0, 0};
-                running = t;
-                swapcontext(&scheduler, &fibers[t]);
-                left += alive[t];
+    fibers.resize(1024);
+    for (unsigned block = 0; block < blocks; block++) {
+        unsigned place = turn(block, blocks, order);
+        blockIdx = {place % grid_x, place / grid_x, 0};
+        for (unsigned t = 0; t < threads; t++) fibers[t].state = ready;
+        for (bool left = true; left;) {
+            for (unsigned i = 0; i < warps; i++) run_warp(turn(i, warps, order), order);
+            left = false;
+            for (unsigned t = 0; t < threads; t++) {
+                if (fibers[t].state == waiting) { fibers[t].state = ready; left = true; }
             }
         }
     }
 }
 """
+
+ORDERS = {"first to last": 0, "last to first": 1, "even before odd": 2}
 
 KERNEL = re.compile(r'extern "C" __global__ void (\w+)\(([^)]*)\)', re.DOTALL)
 
@@ -93,10 +143,15 @@ def compiler() -> str | None:
 class EmulatedModule:
     """What ``cupy.RawModule`` is for the backend: kernels by name.
 
+    Attributes:
+        order: in which blocks, warps and lanes take their turns, one of :data:`ORDERS`.
+
     Args:
         code: CUDA C.
         folder: where the library is built.
     """
+
+    order = 0
 
     def __init__(self, code: str, folder: Path) -> None:
         self.parameters = {name: _parameters(text) for name, text in KERNEL.findall(code)}
@@ -106,7 +161,7 @@ class EmulatedModule:
         path.write_text(SHIM + code + launchers)
         program = compiler()
         assert program is not None
-        command = [program, "-std=c++14", "-O1", "-shared", "-fPIC", str(path), "-o", str(path.with_suffix(".so"))]
+        command = [program, "-std=c++14", "-O1", "-U_FORTIFY_SOURCE", "-shared", "-fPIC", str(path), "-o", str(path.with_suffix(".so"))]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 0, done.stderr
         self._library = ctypes.CDLL(str(path.with_suffix(".so")))
@@ -115,16 +170,18 @@ class EmulatedModule:
         """The kernel, called as CuPy's: ``(grid, block, arguments)``."""
         launcher = getattr(self._library, f"launch_{name}")
         kinds = [_ctype(kind) for kind, _ in self.parameters[name]]
-        launcher.argtypes = [ctypes.c_uint, ctypes.c_uint, ctypes.c_uint, *kinds]
+        launcher.argtypes = [*[ctypes.c_uint] * 3, ctypes.c_int, *kinds]
         launcher.restype = None
 
         def call(grid: tuple[int, ...], block: tuple[int, ...], arguments: tuple[Any, ...]) -> None:
             assert len(arguments) == len(kinds), f"{name} takes {len(kinds)} arguments, got {len(arguments)}"
             assert min(grid) > 0, f"{name}: an empty grid cannot be launched"
+            assert grid[0] < 2**31, f"{name}: too many blocks"
+            assert max(grid[1:], default=1) < 2**16, f"{name}: too many blocks in the second direction"
             assert block[0] % 32 == 0
             assert block[0] <= 1024
             values = [_value(name, *pair) for pair in zip(self.parameters[name], arguments, strict=True)]
-            launcher(grid[0], grid[1] if len(grid) > 1 else 1, block[0], *values)
+            launcher(grid[0], grid[1] if len(grid) > 1 else 1, block[0], self.order, *values)
 
         return call
 
@@ -138,8 +195,8 @@ def _launcher(name: str, parameters: list[tuple[str, str]]) -> str:
     declared = "".join(f", {kind} {argument}" for kind, argument in parameters)
     passed = ", ".join(argument for _, argument in parameters)
     return (
-        f'\nextern "C" void launch_{name}(unsigned grid_x_, unsigned grid_y_, unsigned threads_{declared}) '
-        f"{{ emulate(grid_x_, grid_y_, threads_, [=]() {{ {name}({passed}); }}); }}\n"
+        f'\nextern "C" void launch_{name}(unsigned grid_x_, unsigned grid_y_, unsigned threads_, int order_{declared}) '
+        f"{{ emulate(grid_x_, grid_y_, threads_, order_, [=]() {{ {name}({passed}); }}); }}\n"
     )
 
 

@@ -290,6 +290,8 @@ def test_without_cupy_the_line_says_what_to_install(monkeypatch: pytest.MonkeyPa
 class Device:
     """A GPU that says what it was asked."""
 
+    compute_capability = "90"
+
     def __init__(self, number: int) -> None:
         self.id, self.asked = number, list[str]()
 
@@ -350,6 +352,13 @@ def test_tf32_only_where_it_is_asked_for(two_gpus: Any) -> None:
     for name, kind in (("highest", 1), ("high", 7), ("highest", 1)):
         backend.set_matmul_precision(name)
         assert two_gpus.types == {np.dtype(np.float32): kind, np.dtype(np.float64): 1}
+
+
+def test_a_gpu_older_than_tf32(two_gpus: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Device, "compute_capability", "75")
+    with pytest.raises(BackendError, match=r"cupy:1 has no TF32: its GPU has compute capability 7\.5, .*; take"):
+        CupyBackend("1").set_matmul_precision("high")
+    CupyBackend("1").set_matmul_precision("highest")
 
 
 @pytest.mark.parametrize("tf32", [False, True])
