@@ -49,7 +49,7 @@ struct Fiber {
 static jmp_buf scheduler;
 static std::vector<Fiber> fibers;
 static unsigned running;
-static const std::function<void()>* body;
+static const std::function<void()>* body;  // of the kernel that runs
 
 static void pause() { if (!_setjmp(fibers[running].place)) _longjmp(scheduler, 1); }
 static void __syncthreads() { fibers[running].state = waiting; pause(); }
@@ -109,7 +109,9 @@ static void run_warp(unsigned warp, int order) {
     }
 }
 
-static void emulate(unsigned grid_x, unsigned grid_y, unsigned threads, int order, const std::function<void()>& kernel) {
+typedef std::function<void()> Kernel;
+
+static void emulate(unsigned grid_x, unsigned grid_y, unsigned threads, int order, const Kernel& kernel) {
     unsigned warps = threads / LANES, blocks = grid_x * grid_y;
     gridDim = {grid_x, grid_y, 1};
     blockDim = {threads, 1, 1};
@@ -161,7 +163,17 @@ class EmulatedModule:
         path.write_text(SHIM + code + launchers)
         program = compiler()
         assert program is not None
-        command = [program, "-std=c++14", "-O1", "-U_FORTIFY_SOURCE", "-shared", "-fPIC", str(path), "-o", str(path.with_suffix(".so"))]
+        command = [
+            program,
+            "-std=c++14",
+            "-O1",
+            "-U_FORTIFY_SOURCE",
+            "-shared",
+            "-fPIC",
+            str(path),
+            "-o",
+            str(path.with_suffix(".so")),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 0, done.stderr
         self._library = ctypes.CDLL(str(path.with_suffix(".so")))

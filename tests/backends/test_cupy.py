@@ -17,11 +17,14 @@ import pytest
 
 import xpformer_cupy
 from tests.backends import cuda_emulator
+from tests.training.runs import RECIPE, recipe_file
+from xpformer.analysis.agreement import agree
 from xpformer.analysis.cases import CASES
 from xpformer.analysis.compare import compare_kernel, compare_operation
 from xpformer.analysis.gradient_check import Probe, check_operation, failures
 from xpformer.analysis.kernel_cases import KERNEL_CASES
 from xpformer.analysis.kernel_cases import KERNELS as ALL_KERNELS
+from xpformer.analysis.subject import Subject, load_subject
 from xpformer.backend import Backend, Status, get_backend
 from xpformer.errors import BackendError
 from xpformer.functional import OPERATIONS
@@ -33,14 +36,59 @@ from xpformer_cupy.pairs import PAIRS
 FILES = sorted(path.stem for path in Path(xpformer_cupy.__file__).parent.glob("*.cu") if path.stem != "common")
 
 
+class DeviceArray(np.ndarray):
+    """NumPy's arrays with CuPy's manners: a result without axes is an array too, no number."""
+
+    def __array_wrap__(self, array: Any, context: Any = None, return_scalar: bool = False) -> Any:
+        return array if type(array) is type(self) else array.view(type(self))  # itself where it is an `out=`
+
+
+class HostRead(Exception):  # noqa: N818  (what a test waits for)
+    """A value of the device was read."""
+
+
+def refuse(x: Any, *_: Any) -> Any:
+    """In the place of what would wait for a GPU."""
+    raise HostRead(f"a value of the device is read: {x.shape}")
+
+
+class UnreadableArray(DeviceArray):
+    """An array whose values the host cannot read without saying so by ``to_numpy``."""
+
+    __float__ = __int__ = __bool__ = __index__ = item = tolist = refuse
+
+
+class DeviceNamespace:
+    """NumPy's functions, whose results are arrays of a kind."""
+
+    def __init__(self, kind: type) -> None:
+        self.kind = kind
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(numpy_namespace, name)
+        if isinstance(value, type) or not callable(value):
+            return value
+        return lambda *arguments, **options: self.place(value(*arguments, **options))
+
+    def place(self, tree: Any) -> Any:
+        """Arrays and numbers of NumPy in tuples and lists, as arrays of the kind."""
+        if isinstance(tree, (np.ndarray, np.generic)) and type(tree) is not self.kind:
+            return np.asarray(tree).view(self.kind)
+        return type(tree)(map(self.place, tree)) if type(tree) in (tuple, list) else tree
+
+
+for kind in (DeviceArray, UnreadableArray):
+    kind.__xpformer_namespace__ = DeviceNamespace(kind)  # type: ignore[attr-defined]
+
+
 class EmulatedCupy(Backend):
-    """The pairs and kernels of the CuPy backend on NumPy arrays."""
+    """The pairs and kernels of the CuPy backend on NumPy's arrays."""
 
     name = "emulated"
 
-    def __init__(self) -> None:
+    def __init__(self, kind: Any = DeviceArray) -> None:
         super().__init__()
-        self.xp, self.device = numpy_namespace, "cpu"
+        self.xp, self.device = kind.__xpformer_namespace__, "cpu"
         self._pairs, self._kernels = PAIRS, KERNELS
 
     @classmethod
@@ -48,7 +96,7 @@ class EmulatedCupy(Backend):
         return Status(True, "for tests")
 
     def asarray(self, host: Any, dtype: str | None = None) -> Any:
-        return np.array(host, dtype=dtype, order="C")
+        return self.xp.place(np.array(host, dtype=dtype, order="C"))
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +133,117 @@ def test_every_pair_is_reached(emulated: Backend) -> None:
     for name, pairs in PAIRS.items():
         probes = [Probe(OPERATIONS[name], pairs[0], case, emulated) for case in CASES[name]]
         assert any(emulated.pair(p.op, p.place(), p.options) is pairs[0] for p in probes)
+
+
+TOGETHER = ("attention", "cross_entropy", "embedding", "layer_norm", "softmax")
+
+
+# ---- whole steps ----------------------------------------------------------------------------------------------------
+
+MODELS = {
+    "ViT": (RECIPE, ("train.batch_size=4",)),
+    "GPT": ("gpt-alphabet", ("train.batch_size=4", "model.attention_dropout=0.2", "model.dropout=0.1", "train.clip=1")),
+}
+
+
+def subject(tmp_path: Path, model: str) -> Subject:
+    source, changes = MODELS[model]
+    source = str(recipe_file(tmp_path, source)) if source is RECIPE else source
+    return load_subject(source, changes=changes)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_training_is_that_of_numpy(emulated: Backend, tmp_path: Path, model: str) -> None:
+    """Dropout of both kinds, clipping, averages, accumulation, flags on the device."""
+    found = agree(subject(tmp_path, model), [get_backend("numpy:portable"), emulated], dtype="float64", steps=3)
+    assert not [t.note for t in found.trajectories.values() if t.note]
+    assert [row for row in found.rows if not row.ok] == []
+    assert found.rows
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_step_reads_nothing_from_the_device(emulated: Backend, tmp_path: Path, model: str) -> None:
+    trainer = subject(tmp_path, model).trainer(EmulatedCupy(UnreadableArray), "float32")
+    for _ in range(2):
+        trainer.step(read=False)
+    with pytest.raises(HostRead):
+        trainer.step(read=True)
+
+
+# ---- threads of a block ---------------------------------------------------------------------------------------------
+
+
+def bits(*names: str) -> dict[str, bytes]:
+    """The results of operations in whose kernels the threads of a block, or several blocks, work together."""
+    generator = np.random.default_rng(0)
+
+    def normal(*shape: int) -> Any:
+        return generator.standard_normal(shape).astype(np.float32)
+
+    ids, long = generator.integers(0, 9, 300), normal(3, 700)
+    weight, bias = normal(700), normal(700)
+    arguments: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
+        "attention": ((normal(2, 3, 2, 4), normal(2, 300, 2, 4), normal(2, 300, 2, 4)), {"causal": True}),
+        "cross_entropy": ((long, np.asarray([3, 600, -100])), {"label_smoothing": 0.1}),
+        "embedding": ((normal(9, 130), ids), {}),
+        "layer_norm": ((normal(19, 700), weight, bias), {}),
+        "softmax": ((long,), {}),
+    }
+    found = {}
+    for name in names:
+        arrays, options = arguments[name]
+        assert PAIRS[name][0].covers(*arrays, **options)
+        y, saved = PAIRS[name][0].forward(*arrays, **options)
+        gradients = PAIRS[name][0].backward(np.array(y), saved)
+        for label, array in {"y": y, **dict(enumerate(gradients))}.items():
+            found |= {} if array is None else {f"{name} {label}": np.asarray(array).tobytes()}
+    return found
+
+
+def test_the_bits_do_not_depend_on_the_order_of_threads(emulated: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = bits(*TOGETHER)
+    for order in cuda_emulator.ORDERS.values():
+        monkeypatch.setattr(cuda_emulator.EmulatedModule, "order", order)
+        assert bits(*TOGETHER) == expected
+
+
+BEHIND = "    __syncthreads();\n"
+PLANTED = {
+    "the next sum overwrites the last": (
+        "layer_norm",
+        "__syncthreads();  // the parts of an earlier sum have been read",
+        "",
+    ),
+    "a sum is taken before its parts are there": (
+        "layer_norm",
+        f"{BEHIND}    return warp_sum(",
+        "    return warp_sum(",
+    ),
+    "a maximum is taken before its parts are there": (
+        "softmax",
+        f"{BEHIND}    return warp_max(",
+        "    return warp_max(",
+    ),
+    "columns are added before they are there": ("layer_norm", f"= sum;\n{BEHIND}", "= sum;\n"),
+    "two occurrences write one row": ("embedding", "followed[last] || ", ""),
+}
+
+
+@pytest.mark.parametrize("mistake", PLANTED)
+def test_a_forgotten_barrier_is_found(emulated: Backend, monkeypatch: pytest.MonkeyPatch, mistake: str) -> None:
+    operation, right, wrong = PLANTED[mistake]
+    assert right in cuda.source("layer_norm", "float32") + cuda.source("embedding", "float32")
+    compile_module = cuda.compile_module
+    monkeypatch.setattr(cuda, "compile_module", lambda code: compile_module(code.replace(right, wrong)))
+    cuda.forget()
+    try:
+        found = []
+        for order in ("first to last", "last to first"):
+            monkeypatch.setattr(cuda_emulator.EmulatedModule, "order", cuda_emulator.ORDERS[order])
+            found.append(bits(operation))
+    finally:
+        cuda.forget()
+    assert found[0] != found[1]
 
 
 @pytest.mark.parametrize("width", [1, 31, 33, 128, 129, 1500, 4097])
