@@ -20,6 +20,7 @@ import array_api_compat
 from xpformer.analysis.cases import CASES, KERNEL_CASES, KERNELS, Case
 from xpformer.analysis.compare import DTYPES, compare_kernel, compare_operation
 from xpformer.analysis.gradient_check import Probe, Row, check_operation
+from xpformer.array import Array, HostArray
 from xpformer.backend import Backend, Status, get_backend, installed_backends
 from xpformer.errors import BackendError, suggest
 from xpformer.functional import OPERATIONS
@@ -39,47 +40,11 @@ _FUNCTIONS = """
 """
 STANDARD = frozenset(_FUNCTIONS.split())
 """The functions of the standard's revision 2024.12."""
-OPERATORS = frozenset(
-    [
-        "add",
-        "sub",
-        "mul",
-        "truediv",
-        "floordiv",
-        "mod",
-        "pow",
-        "matmul",
-        "and",
-        "or",
-        "xor",
-        "lshift",
-        "rshift",
-        "radd",
-        "rsub",
-        "rmul",
-        "rtruediv",
-        "rfloordiv",
-        "rmod",
-        "rpow",
-        "rmatmul",
-        "rand",
-        "ror",
-        "rxor",
-        "rlshift",
-        "rrshift",
-        "lt",
-        "le",
-        "gt",
-        "ge",
-        "eq",
-        "ne",
-        "neg",
-        "pos",
-        "invert",
-        "abs",
-        "getitem",
-    ]
-)
+_OPERATORS = """
+    add sub mul truediv floordiv mod pow matmul and or xor lshift rshift radd rsub rmul rtruediv rfloordiv rmod
+    rpow rmatmul rand ror rxor rlshift rrshift lt le gt ge eq ne neg pos invert abs getitem
+"""
+OPERATORS = frozenset(_OPERATORS.split())
 """What an array's operators are called between two underscores (``x[...] = y`` is in the standard, and not used)."""
 ATTRIBUTES = frozenset(("mT",))
 """Attributes that compute; ``shape``, ``ndim``, ``dtype``, ``device`` and the dtypes themselves are not counted."""
@@ -160,13 +125,50 @@ def find_library(name: str) -> Backend:
         module = import_module(name)
     except (ImportError, ValueError) as error:
         near = suggest(name, installed_backends())
-        raise BackendError(f"{name} is no backend ({near}) and cannot be imported as a module: {error}") from error
+        reason = f"is no backend ({near}) and cannot be imported as a module: {error}"
+        raise BackendError(f"{name} {reason}; pip install what is missing") from error
     return NamespaceBackend(name, _namespace_of(name, module))
-_OPERATORS = """
-    add sub mul truediv floordiv mod pow matmul and or xor lshift rshift radd rsub rmul rtruediv rfloordiv rmod
-    rpow rmatmul rand ror rxor rlshift rrshift lt le gt ge eq ne neg pos invert abs getitem
-"""
-OPERATORS = frozenset(_OPERATORS.split())def _rows(name: str, case: Case, backend: Backend, dtype: str) -> Iterator[Row]:
+
+
+def _namespace_of(name: str, module: ModuleType) -> Any:
+    """The array-API namespace of the module's arrays: array-api-compat's where it wraps the library, else their own."""
+    try:
+        return array_api_compat.array_namespace(module.asarray(0.0))
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise BackendError(
+            f"{name} is no namespace of the array API: {reason}; name a module such as jax.numpy"
+        ) from error
+
+
+# ---- verdicts -------------------------------------------------------------------------------------------------------
+
+
+def verdicts(backend: Backend, subjects: Sequence[str] = ()) -> Iterator[Verdict]:
+    """Every case of every operation and kernel (or of ``subjects``), in float32 and in float64."""
+    for name in subjects or (*OPERATIONS, *KERNELS):
+        for dtype in DTYPES:
+            declared = next((d.reason for d in backend.deviations if d.concerns(name, dtype)), "")
+            cases = CASES[name] if name in CASES else KERNEL_CASES[name]
+            yield Verdict(name, dtype, len(cases), _first_mistake(name, cases, backend, dtype), declared)
+
+
+def _first_mistake(name: str, cases: Sequence[Case], backend: Backend, dtype: str) -> str:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what is wrong shows in the numbers
+        for case in cases:
+            try:
+                wrong = next((row for row in _rows(name, case, backend, dtype) if not row.ok), None)
+            except Exception as error:  # of a library that we know nothing of
+                text = (str(error).splitlines() or [""])[0]
+                return f"{case.name}: {type(error).__name__}: {text}"
+            if wrong is not None:
+                measure = f"error {wrong.error:.1e}, limit {wrong.limit:.1e}"
+                return f"{case.name}: {wrong.check} of {wrong.argument}: {measure}"
+    return ""
+
+
+def _rows(name: str, case: Case, backend: Backend, dtype: str) -> Iterator[Row]:
     if name in KERNELS:
         yield from compare_kernel(KERNELS[name], case, backend, dtypes=(dtype,))
         return
@@ -276,6 +278,10 @@ class RecordingBackend(Backend):
     def asarray(self, host: Any, dtype: str | None = None) -> Any:
         """A recorded array."""
         return self.xp.wrap(self.inner.asarray(host, dtype))
+
+    def to_numpy(self, x: Array) -> HostArray:
+        """As the other backend does."""
+        return self.inner.to_numpy(self.xp.unwrap(x))
 
 
 def calls(backend: Backend, subjects: Sequence[str] = ()) -> Iterator[Calls]:
