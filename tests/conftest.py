@@ -19,7 +19,7 @@ from xpformer.backend import Backend, get_backend  # noqa: E402
 from xpformer.errors import BackendError  # noqa: E402
 from xpformer.rng import host_generator  # noqa: E402
 
-MATRIX = ("readonly", "numpy", "numpy:portable", "strict", "torch")
+MATRIX = ("readonly", "numpy", "numpy:portable", "strict", "torch", "cupy")
 """Every operation, layer and model runs through these; ``readonly`` is NumPy with all arrays frozen."""
 
 
