@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from xpformer.array import Array
+from xpformer.array import Array, size
 from xpformer.functional._op import Need, Pair, needs
 from xpformer.functional.dropout import DropoutSaved
 from xpformer.rng import MaskKey
-from xpformer_numpy._common import are_floats, blocks
+from xpformer_numpy._common import Floats, are_floats, blocks
 
 Words = np.ndarray[Any, np.dtype[np.uint32]]
 
@@ -22,28 +22,48 @@ _HIGH = 1 << 32
 
 def covers(x: Array, *, rate: float, key: MaskKey) -> bool:
     """Rates that drop something, and batches whose indices have one high word."""
-    if x.ndim == 0 or not 0.0 < rate < 1.0 or not are_floats(x):
-        return False
-    first, count = _span(x, key)
-    return first // _HIGH == (first + max(1, count) - 1) // _HIGH
+    return x.ndim > 0 and 0.0 < rate < 1.0 and are_floats(x) and one_high_word(x.shape, key)
 
 
-def forward(x: Any, *, rate: float, key: MaskKey) -> tuple[Array, DropoutSaved]:
-    """``y = x m / (1 - rate)``, the bits those of :mod:`xpformer.functional.random_bits`."""
-    first, count = _span(x, key)
+def one_high_word(shape: tuple[int, ...], key: MaskKey) -> bool:
+    """Whether the indices of an array of this shape differ in their lower 32 bits only."""
+    first = first_index(shape, key)
+    return first // _HIGH == (first + max(1, size(shape)) - 1) // _HIGH
+
+
+def first_index(shape: tuple[int, ...], key: MaskKey) -> int:
+    """The index of the first element in the whole batch."""
+    return key.first_sample * size(shape[1:])
+
+
+def keep_bits(first: int, rate: float, key: MaskKey, out: Any) -> None:
+    """Which of the elements from ``first`` on are kept, into booleans (n,): :mod:`xpformer.functional.random_bits`."""
     high, low = divmod(first, _HIGH)
-    flat, y, keep = x.reshape(-1), np.empty(count, x.dtype), np.empty(count, np.bool_)
-    words, scale = np.dtype(f"i{x.dtype.itemsize}"), 1.0 / (1.0 - rate)
-    for block in blocks(count):
-        bits = np.arange(low + block.start, low + min(block.stop, count), dtype=np.uint32)
+    for block in blocks(out.size):
+        bits = np.arange(low + block.start, low + min(block.stop, out.size), dtype=np.uint32)
         bits ^= np.uint32(key.word0)
         other = np.empty_like(bits)
         _mix(bits, other)
         bits ^= np.uint32(high & 0xFFFFFFFF) ^ np.uint32(key.word1)
         _mix(bits, other)
-        np.greater_equal(bits, np.uint32(min(round(rate * 2**32), 2**32 - 1)), out=keep[block])
-        np.multiply(flat[block], scale, out=y[block])
-        y[block].view(words)[...] &= -keep[block].view(np.int8)
+        np.greater_equal(bits, np.uint32(min(round(rate * 2**32), 2**32 - 1)), out=out[block])
+
+
+def dropped(x: Any, keep: Any, scale: float) -> Floats:
+    """``x scale`` where ``keep``, else 0, by the bits of an integer mask instead of a branch an element."""
+    y: Floats = np.multiply(x, scale, order="C")
+    y.view(f"i{y.dtype.itemsize}")[...] &= -np.asarray(keep).view(np.int8)
+    return y
+
+
+def forward(x: Any, *, rate: float, key: MaskKey) -> tuple[Array, DropoutSaved]:
+    """``y = x m / (1 - rate)``."""
+    first = first_index(x.shape, key)
+    flat, y, keep = x.reshape(-1), np.empty(x.size, x.dtype), np.empty(x.size, np.bool_)
+    scale = 1.0 / (1.0 - rate)
+    for block in blocks(x.size):
+        keep_bits(first + block.start, rate, key, keep[block])
+        y[block] = dropped(flat[block], keep[block], scale)
     return y.reshape(x.shape), DropoutSaved(keep.reshape(x.shape), scale)
 
 
@@ -57,18 +77,11 @@ def _mix(h: Words, shifted: Words) -> None:
     h ^= shifted
 
 
-def _span(x: Any, key: MaskKey) -> tuple[int, int]:
-    """The index of the first element in the whole batch, and the number of elements."""
-    return key.first_sample * (x[:1].size if x.shape[0] else 0), x.size
-
-
 def backward(dy: Any, saved: DropoutSaved, *, need: Need = None) -> tuple[Array | None]:
     """``dx = dy m / (1 - rate)``."""
     if not needs(need, "x"):
         return (None,)
-    dx = np.multiply(dy, saved.scale, order="C")
-    dx.view(f"i{dx.dtype.itemsize}")[...] &= -np.asarray(saved.keep).view(np.int8)
-    return (dx,)
+    return (dropped(dy, saved.keep, saved.scale),)
 
 
 PAIR = Pair(forward, backward, "uint32", covers)

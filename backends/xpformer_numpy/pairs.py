@@ -1,7 +1,7 @@
 """The fused pairs for NumPy arrays."""
 
 from xpformer.functional._op import Pair
-from xpformer_numpy import attention, conv2d, dropout, embedding, gelu, layer_norm, linear, relu, split_heads
+from xpformer_numpy import attention, conv2d, dropout, embedding, gelu, layer_norm, linear, relu, split_heads, swiglu
 
 PAIRS: dict[str, tuple[Pair, ...]] = {
     "attention": (attention.PAIR,),
@@ -13,4 +13,5 @@ PAIRS: dict[str, tuple[Pair, ...]] = {
     "linear": (linear.PAIR,),
     "relu": (relu.PAIR,),
     "split_heads": (split_heads.PAIR,),
+    "swiglu": (swiglu.PAIR,),
 }

@@ -5,10 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from xpformer import Context, ViT, ViTConfig
-from xpformer.analysis.attention import attention_figure, attention_maps, received
+from xpformer import GPT, Context, GPTConfig, ViT, ViTConfig
+from xpformer.analysis import drawing
+from xpformer.analysis.attention import (
+    attention_figure,
+    attention_maps,
+    received,
+    token_attention_figure,
+    token_label,
+)
 from xpformer.errors import DataError
 from xpformer.functional import attention
+from xpformer.functional.attention import attention_scores
 
 
 @pytest.mark.parametrize("pool", ["mean", "token"])
@@ -41,3 +49,50 @@ def test_picture_shows_where_a_head_looks(tmp_path):
     assert np.mean(flat != peaked) > 0.05
     with pytest.raises(DataError, match="no attention"):
         attention_figure(image, {}, (2, 2), tmp_path / "none.png")
+
+
+def test_scores_are_before_the_softmax():
+    model = GPT(GPTConfig.preset("tiny"), seed=1).to("numpy", "float64")
+    ids = np.array([[1, 5, 3, 0]])
+    weights, scores = attention_maps(model, ids), attention_maps(model, ids, attention_scores)
+    assert weights.keys() == scores.keys()
+    for name, z in scores.items():
+        later = np.triu(np.ones((4, 4), bool), 1)
+        assert (z[..., later] == -np.inf).all()
+        assert np.isfinite(z[..., ~later]).all()
+        p = np.exp(z) / np.exp(z).sum(axis=-1, keepdims=True)
+        np.testing.assert_allclose(weights[name], p, rtol=1e-12)
+
+
+def test_picture_of_a_text(tmp_path):
+    from PIL import Image
+
+    scores = np.where(np.tri(3, dtype=bool), 1.0, -np.inf)[None].repeat(2, axis=0)
+    labels = ["a", "\u4e00", "\U000e0001"]  # the last one has no glyph in any font
+    path = token_attention_figure(labels, np.exp(scores) / 3, scores, tmp_path / "text.png", title="one block")
+    assert np.asarray(Image.open(path)).shape > (500, 500)
+
+
+def test_labels_of_tokens():
+    assert [token_label(t) for t in (b"a", b" the", b"\n", b"\t\r", b"\xe4\xb8", "\u4e00".encode(), b"\x00")] == [
+        "a",
+        "\u2423the",
+        "\u23ce",
+        "\u21e5\u240d",
+        "\\xe4\\xb8",
+        "\u4e00",
+        "U+0000",
+    ]
+
+
+def test_fonts(monkeypatch):
+    """Characters that DejaVu lacks come from the first other font that has them; what none has is named."""
+    assert drawing.fonts_for(["abc"]) == (["DejaVu Sans"], set())
+    manager = drawing.matplotlib().font_manager.fontManager
+    known = drawing._characters
+    one = next(font.fname for font in manager.ttflist if font.name == "STIXGeneral")
+    monkeypatch.setattr(drawing, "_characters", lambda file: known(file) | ({"\u4e00"} if file == one else set()))
+    families, missing = drawing.fonts_for(["a\u4e00", "\U000e0001"])
+    assert families == ["DejaVu Sans", "STIXGeneral"]
+    assert missing == {"\U000e0001"}
+    assert known("/dev/null") == set()

@@ -353,3 +353,11 @@ def test_tables_for_people(home: Path) -> None:
     for text in (xpformer(cwd=home).stdout, xpformer("--help", cwd=home).stdout):
         assert "gradcheck" in text
         assert "  xpformer train vit-digits  " in text
+
+
+def test_plot_attention_of_an_image(home: Path) -> None:
+    said = xpformer("plot", "attention", RUN, "--index", "3", "--to", "maps", cwd=home).stderr
+    assert said == "picture: maps/attention.png\n"
+    assert "say which it shall see with --index N" in error_of("plot", "attention", RUN, "--prompt", "a", cwd=home)
+    (home / "file").write_text("")
+    assert "file: cannot be written" in error_of("plot", "attention", RUN, "--index", "3", "--to", "file", cwd=home)

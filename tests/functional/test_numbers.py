@@ -21,6 +21,7 @@ from xpformer.functional import (
     gelu,
     layer_norm,
     linear,
+    project_to_vocabulary,
     relu,
     sigmoid,
     softmax,
@@ -230,6 +231,7 @@ def test_flops_count_the_matrix_products() -> None:
     image, kernel = np.ones((2, 4, 7, 9)), np.ones((6, 2, 3, 3))
     product = 2 * 2 * 4 * 5 * 6 * 2 * 3 * 3
     assert conv2d.flops(image, kernel, None, stride=2, padding=1, groups=2).forward == product
+    assert project_to_vocabulary.flops(x, w.T) == linear.flops(x, w, b)
     assert relu.flops(x).forward == 0
 
 

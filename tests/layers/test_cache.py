@@ -25,6 +25,16 @@ def test_what_is_appended_is_read(backend: Backend, rng: np.random.Generator) ->
     assert cache.filled == cache.length == 6
 
 
+def test_a_pass_that_fails_leaves_it_as_it_was(backend: Backend, rng: np.random.Generator) -> None:
+    cache = KVCache(backend, {"a": (2, 3)}, 2, 6, "float64")
+    for attempt in range(2):
+        key = rng.standard_normal((2, 3, 2, 3))
+        mask = cache.see(backend.asarray(np.full((2, 3), attempt == 1)), 3)
+        keys, _ = cache.extend("a", backend.asarray(key), backend.asarray(key))
+        assert np.array_equal(backend.to_numpy(keys), key)
+        assert np.array_equal(backend.to_numpy(mask), np.full((2, 3), attempt == 1))
+
+
 def test_it_is_allocated_once(portable: Backend) -> None:
     cache = KVCache(portable, {"a": (2, 3)}, 2, 6, "float32")
     part = np.ones((2, 1, 2, 3), np.float32)

@@ -11,8 +11,10 @@ from tests.layers.test_context import Tied, Twice
 from xpformer.analysis.cases import LAYERS, LayerCase
 from xpformer.analysis.gradient_check import check_layer, failures
 from xpformer.backend import Backend
+from xpformer.errors import TapeError
 from xpformer.functional import split_heads
-from xpformer.layers import MLP, Block, Context, Dropout, DropPath, Layer, MultiHeadAttention
+from xpformer.layers import MLP, Block, Context, Dropout, DropPath, Layer, MultiHeadAttention, TiedHead
+from xpformer.models.gpt import GPT, GPTConfig
 from xpformer.parameters import Gradients
 
 
@@ -61,6 +63,57 @@ class AddedTheGivenGradient(Block):
 def test_residual_branch_forgotten(portable: Backend, block: type[Block]) -> None:
     assert found(normal(lambda: Block(6, 2, 7), 3, 4, 6), portable) == ""
     assert "finite difference of x" in found(normal(lambda: block(6, 2, 7), 3, 4, 6), portable)
+
+
+class ForgotTheEmbedding(GPT):
+    """The tied table gets the head's gradient alone."""
+
+    def backward(self, dlogits: Any, ctx: Context) -> None:
+        grads = ctx.grads
+        super().backward(dlogits, ctx)
+        assert grads is not None
+        grads[self.embedding.weight.name][...] = ctx.kept  # type: ignore[attr-defined]
+
+
+class KeptAfterTheHead(TiedHead):
+    """Keeps the table's gradient as the head leaves it."""
+
+    def backward(self, dy: Any, ctx: Context) -> Any:
+        dx = super().backward(dy, ctx)
+        assert ctx.grads is not None
+        ctx.kept = ctx.grads[self.weight.name].copy()  # type: ignore[attr-defined]
+        return dx
+
+
+def test_the_embeddings_share_of_a_tied_gradient_is_missed(portable: Backend) -> None:
+    def build() -> Layer:
+        model = ForgotTheEmbedding(GPTConfig.preset("tiny"))
+        model.head = KeptAfterTheHead(model.embedding)
+        return model
+
+    text = found(LayerCase(build, LAYERS["GPT"].input), portable)
+    assert "finite difference of embedding.weight" in text
+    assert "finite difference of positions.weight" not in text
+
+
+class NormedTwice(Block):
+    """The backward of a post-norm block goes through the norm of the other branch."""
+
+    def branches(self) -> Any:
+        first, second = super().branches()
+        swapped = ((second[0], *first[1:]), (first[0], *second[1:]))
+        return swapped if self.swapped else (first, second)
+
+    swapped = False
+
+    def backward(self, dy: Any, ctx: Context) -> Any:
+        self.swapped = True
+        return super().backward(dy, ctx)
+
+
+def test_another_norms_backward_is_named(portable: Backend) -> None:
+    with pytest.raises(TapeError, match=r"expected the backward of norm2 \(layer_norm\), got norm1 \(layer_norm\)"):
+        found(normal(lambda: NormedTwice(6, 2, 7, order="post"), 3, 4, 6), portable)
 
 
 class Redrawn(Dropout):

@@ -19,7 +19,7 @@ from xpformer.errors import ConfigError
 from xpformer.layers import Observer
 from xpformer.models.vit import ViT, ViTConfig
 from xpformer.rng import host_generator
-from xpformer.training import TrainConfig, Trainer
+from xpformer.training import TrainConfig, Trainer, parallel
 from xpformer.training.environment import usable_cores
 from xpformer.training.parallel import Workers, thread_count
 from xpformer.training.trainer import evaluate
@@ -168,6 +168,7 @@ def blas_threads() -> set[int]:
 def two_blas_threads() -> Any:
     if not blas_threads():
         pytest.skip("no BLAS that threadpoolctl knows")
+    parallel._controller.cache_clear()  # a test before this one may have loaded a library with a BLAS of its own
     with threadpoolctl.threadpool_limits(2, user_api="blas"):
         if blas_threads() != {2}:
             pytest.skip("this BLAS has one thread only")

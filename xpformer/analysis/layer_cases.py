@@ -25,6 +25,7 @@ from xpformer.layers import (
     LayerNorm,
     Linear,
     MultiHeadAttention,
+    NoNorm,
     Pool,
     Positions,
     RMSNorm,
@@ -73,6 +74,7 @@ LAYERS: dict[str, LayerCase] = {
     "LayerNorm": _normal(lambda: LayerNorm(5), 2, 3, 5),
     "LayerNorm, no bias": _normal(lambda: LayerNorm(5, bias=False), 2, 3, 5),
     "RMSNorm": _normal(lambda: RMSNorm(5), 2, 3, 5),
+    "NoNorm": _normal(lambda: NoNorm(), 2, 3, 5),
     "Activation, gelu": _normal(lambda: Activation("gelu"), 2, 3, 5),
     "Activation, gelu_tanh": _normal(lambda: Activation("gelu_tanh"), 2, 3, 5),
     "Activation, relu": _normal(lambda: Activation("relu"), 2, 3, 5),
@@ -105,6 +107,10 @@ LAYERS: dict[str, LayerCase] = {
         5,
         8,
     ),
+    "Block, attention alone": _normal(
+        lambda: Block(6, 2, 7, norm="none", mlp=False, residual=False, projection=False, causal=True), 3, 4, 6
+    ),
+    "Block, no residual": _normal(lambda: Block(6, 2, 7, norm="none", residual=False, drop_path=0.4), 3, 4, 6),
     "Embedding": _ids(lambda: Embedding(7, 5), 7, 3, 4),
     "TiedHead": _normal(lambda: TiedHead(Embedding(7, 5)), 2, 3, 5),
     "TokenPositions, learned": _normal(lambda: TokenPositions("learned", 6, 5), 2, 3, 5),
@@ -133,6 +139,7 @@ LAYERS: dict[str, LayerCase] = {
         positions="rotary", norm="rms_norm", activation="swiglu", head="free", bias=False, heads=4, kv_heads=2
     ),
     "GPT, post-norm": gpt_case(order="post", positions="sincos1d", activation="gelu_tanh", kv_heads=1),
+    "GPT, pairs of tokens": gpt_case(depth=0, positions="none", norm="none", head="free"),
     "GPT, every drop": gpt_case(dropout=0.2, embedding_dropout=0.3, attention_dropout=0.1),
     "ViT": vit_case(),
     "ViT, tiny": LayerCase(lambda: ViT(ViTConfig.preset("tiny")), lambda g: g.standard_normal((3, 1, 6, 6))),

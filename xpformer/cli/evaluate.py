@@ -61,25 +61,27 @@ def evaluate(
       xpformer evaluate runs/gpt-shakespeare-1
     """
     from xpformer.cli.pictures import draw
+    from xpformer.cli.report import report
     from xpformer.training.task import check_split
     from xpformer.training.trained import evaluate_run, load_trained
 
     if split is not None:
         check_split(split)
     trained = load_trained(run, step=step, backend=backend, matmul_precision=matmul_precision)
+    shown = report(trained.task)
     if csv is not None:
-        trained.task.check_csv(csv)
+        shown.check_csv(csv)
     loaded = trained.data(data)
     if csv is not None:
         _check_writable(csv)  # before the split is used
     result = evaluate_run(trained, split, loaded, threads=threads)
     if csv is not None:
-        say(f"table per class in {trained.task.write_csv(result, csv)}")
+        say(f"table per class in {shown.write_csv(result, csv)}")
     if as_json:
         print_json({"run": str(run), "step": trained.saved.step, **result.summary()})
     else:
-        show(*trained.task.report(result, f"weights of step {trained.saved.step:,}"))
-        draw(trained.task, trained.run, result, loaded)
+        show(*shown.tables(result, f"weights of step {trained.saved.step:,}"))
+        draw(shown, trained.run, result, loaded)
     if result.split == "test":
         from xpformer.training.log import Log
 

@@ -124,10 +124,15 @@ def generate(
         _write(pieces, texts, samples)
 
 
+def default_prompt(tokenizer: Tokenizer) -> str:
+    """A new line, or the first token of a vocabulary that has no new line."""
+    return "\n" if b"\n" in tokenizer.tokens else tokenizer.decode([0])
+
+
 def _prompts(given: Sequence[str], tokenizer: Tokenizer) -> list[str]:
     """The texts to go on from; without one a new line, or the first character of a vocabulary that has no new line."""
     if not given:
-        return ["\n" if b"\n" in tokenizer.tokens else tokenizer.decode([0])]
+        return [default_prompt(tokenizer)]
     if given.count("-") > 1:
         raise click.UsageError("--prompt - reads stdin, which can be read once", click.get_current_context())
     return [_from_stdin() if text == "-" else text for text in given]

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from xpformer.cli.shell import say
 from xpformer.errors import XpformerError
 
 if TYPE_CHECKING:
+    from xpformer.cli.report import Report
     from xpformer.training.metrics import Result
     from xpformer.training.run import Run
-    from xpformer.training.task import AnyData, Task
+    from xpformer.training.task import AnyData
 
 
 def have_matplotlib() -> bool:
@@ -33,12 +34,12 @@ def optional_picture() -> Iterator[None]:
         say(f"note: a picture was not written: {error}")
 
 
-def draw(task: Task[Any, Any], run: Run, result: Result, data: AnyData, *, curves: bool = False) -> None:
-    """The task's pictures of an evaluation (and the training curves) into the run's ``figures/``."""
+def draw(report: Report, run: Run, result: Result, data: AnyData, *, curves: bool = False) -> None:
+    """The pictures of an evaluation (and the training curves) into the run's ``figures/``."""
     if not have_matplotlib():
         return
     with optional_picture():
         run.figures.mkdir(exist_ok=True)
-        names = [path.name for path in task.figures(run, result, data, curves=curves)]
+        names = [path.name for path in report.figures(run, result, data, curves=curves)]
         if names:
             say(f"pictures in {run.figures}: {', '.join(names)}")

@@ -65,7 +65,7 @@ def attention(
       xpformer plot attention runs/gpt-shakespeare-1 --prompt "To be, or not to be"
       xpformer plot attention runs/vit-digits-1 --index 3 --to pictures
     """
-    from xpformer.errors import ConfigError
+    from xpformer.errors import ConfigError, DataError
     from xpformer.training.trained import load_trained
 
     trained = load_trained(run, step=step, backend=backend, matmul_precision=matmul_precision)
@@ -75,7 +75,10 @@ def attention(
     if not trained.reads_text and (text or not image):
         raise ConfigError(f"{run}: is a model of images; say which it shall see with --index N, without --prompt")
     folder = to or trained.run.figures
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be written: {error.strerror or error}") from error
     if prompt is not None:
         _text(trained, prompt, folder, unknown)
     else:

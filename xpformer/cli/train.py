@@ -185,26 +185,27 @@ def _schedule_note(session: Session, limit: int) -> str:
 def _show_best(session: Session) -> None:
     """The report and the pictures of the best weights, on the validation split."""
     from xpformer.cli.pictures import draw
+    from xpformer.cli.report import report
     from xpformer.training.trained import evaluate_run, load_trained
 
-    run, task = session.run, session.recipe.task
-    options = session.options
+    run, options, shown = session.run, session.options, report(session.recipe.task)
     trained = load_trained(run.path, backend=options.backend, matmul_precision=options.matmul_precision)
     result = evaluate_run(trained, "val", session.data, threads=session.trainer.threads)
-    show(*task.report(result, f"best weights (step {trained.saved.step:,})"))
-    draw(task, run, result, session.data, curves=True)
-    for line in task.finish(trained, session.data):
+    show(*shown.tables(result, f"best weights (step {trained.saved.step:,})"))
+    draw(shown, run, result, session.data, curves=True)
+    for line in shown.finish(trained, session.data):
         say(line)
 
 
 def _what_next(session: Session) -> None:
+    from xpformer.cli.report import report
     from xpformer.training.log import Log
 
     run = shlex.quote(str(session.run.path))
     log = session.run.log_path
     seen = log.exists() and any(record["event"] == "test" for record in Log.read(log))
     click.echo(f"the run is in {session.run.path}; next:")
-    steps = session.recipe.task.next_steps(session.data, test_seen=seen)
+    steps = report(session.recipe.task).next_steps(test_seen=seen)
     commands = [command.replace("RUN", run) for command, _ in steps]
     width = max(map(len, commands))
     for command, (_, what) in zip(commands, steps, strict=True):

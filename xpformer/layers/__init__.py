@@ -11,7 +11,7 @@ from xpformer.layers.dropout import Dropout, DropPath
 from xpformer.layers.embedding import Embedding, TiedHead
 from xpformer.layers.linear import Linear
 from xpformer.layers.mlp import MLP
-from xpformer.layers.norm import LayerNorm, RMSNorm
+from xpformer.layers.norm import LayerNorm, NoNorm, RMSNorm
 from xpformer.layers.patch_embedding import ConvPatches, FlattenPatches
 from xpformer.layers.pooling import ClassToken, Head, Pool
 from xpformer.layers.position import Positions, TokenPositions
@@ -38,6 +38,7 @@ __all__ = [
     "LayerNorm",
     "Linear",
     "MultiHeadAttention",
+    "NoNorm",
     "Observer",
     "Parameter",
     "ParameterStore",

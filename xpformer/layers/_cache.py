@@ -15,7 +15,8 @@ class KVCache:
     """Keys and values of the tokens that a model has seen, for each of its attention layers.
 
     One cache belongs to one batch of sequences and goes from pass to pass: ``Context(backend, cache=cache)``.  It is
-    allocated once; where arrays can be written a pass writes its part, elsewhere the filled part is bound again.
+    allocated once; where arrays can be written a pass writes its part, elsewhere the filled part is bound again.  What
+    a pass adds counts from :meth:`advance` on, so that a pass that fails half-way leaves the cache as it was.
 
     Args:
         backend: where the arrays live.
@@ -61,7 +62,7 @@ class KVCache:
         if mask is None and self.mask is None:
             return None
         parts = [
-            xp.ones((self.batch, n), dtype=xp.bool, device=self.backend.device) if part is None else part
+            xp.ones((self.batch, n), dtype=xp.bool, device=self.backend.device) if part is None else part[:, :n]
             for part, n in ((self.mask, self.filled), (mask, count))
         ]
         self.mask = xp.concat(parts, axis=1)
@@ -73,7 +74,8 @@ class KVCache:
         held = self._held[path]
         if not self.backend.mutable:
             xp = self.backend.xp
-            keys, values = (xp.concat([old, new], axis=1) for old, new in zip(held, (key, value), strict=True))
+            pairs = zip(held, (key, value), strict=True)
+            keys, values = (xp.concat([old[:, : self.filled, ...], new], axis=1) for old, new in pairs)
             self._held[path] = (keys, values)
             return keys, values
         for array, new in zip(held, (key, value), strict=True):

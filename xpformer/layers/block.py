@@ -27,9 +27,11 @@ class Block(Layer):
         heads: of attention; ``kv_heads``: of its keys and values, 0 for as many.
         hidden: width between the two maps of the MLP.
         activation: of the MLP; ``swiglu`` makes it gated.
-        norm: ``layer_norm`` or ``rms_norm``; ``norm_eps``: its eps.
+        norm: ``layer_norm``, ``rms_norm`` or ``none``; ``norm_eps``: its eps.
         order: ``pre`` or ``post``: where the norms stand.
         mlp_first: the MLP before attention, as in the reference GPT.
+        mlp: whether there is one.
+        residual: whether the branches are added to their input; else they replace it.
         bias: of the norms, the output projection and the MLP; ``qkv_bias``: of query, key and value.
         projection: the output projection of attention.
         causal: token i sees tokens 0..i only.
@@ -53,6 +55,8 @@ class Block(Layer):
         norm_eps: float = 1e-5,
         order: str = "pre",
         mlp_first: bool = False,
+        mlp: bool = True,
+        residual: bool = True,
         bias: bool = True,
         qkv_bias: bool = True,
         projection: bool = True,
@@ -68,7 +72,7 @@ class Block(Layer):
     ) -> None:
         if order not in ORDERS:
             raise ConfigError(f"unknown order {order!r}; {suggest(order, ORDERS)}")
-        self.post, self.mlp_first = order == "post", mlp_first
+        self.post, self.mlp_first, self.residual = order == "post", mlp_first, residual
         self.norm1 = make_norm(norm, dim, eps=norm_eps, bias=bias)
         self.attention = MultiHeadAttention(
             dim,
@@ -86,23 +90,29 @@ class Block(Layer):
             bias_init=bias_init,
         )
         self.drop_path1 = DropPath(drop_path)
-        self.norm2 = make_norm(norm, dim, eps=norm_eps, bias=bias)
-        self.mlp = MLP(
-            dim,
-            hidden,
-            activation=activation,
-            bias=bias,
-            dropout=dropout,
-            hidden_dropout=hidden_dropout,
-            weight_init=weight_init,
-            output_init=output_init,
-            bias_init=bias_init,
+        self.norm2: Layer | None = make_norm(norm, dim, eps=norm_eps, bias=bias) if mlp else None
+        self.mlp: MLP | None = (
+            MLP(
+                dim,
+                hidden,
+                activation=activation,
+                bias=bias,
+                dropout=dropout,
+                hidden_dropout=hidden_dropout,
+                weight_init=weight_init,
+                output_init=output_init,
+                bias_init=bias_init,
+            )
+            if mlp
+            else None
         )
         self.drop_path2 = DropPath(drop_path)
 
     def branches(self) -> tuple[tuple[Layer, Layer, Layer], ...]:
         """Norm, body and drop path of the two residual branches, in the order of the forward."""
         attention = (self.norm1, self.attention, self.drop_path1)
+        if self.norm2 is None or self.mlp is None:
+            return (attention,)
         mlp = (self.norm2, self.mlp, self.drop_path2)
         return (mlp, attention) if self.mlp_first else (attention, mlp)
 
@@ -110,7 +120,8 @@ class Block(Layer):
         """(B, T, D) -> (B, T, D)."""
         for norm, body, drop_path in self.branches():
             y = body.forward(x if self.post else norm.forward(x, ctx), ctx)
-            x = x + drop_path.forward(y, ctx)
+            y = drop_path.forward(y, ctx)
+            x = x + y if self.residual else y
             if self.post:
                 x = norm.forward(x, ctx)
         return x
@@ -121,5 +132,6 @@ class Block(Layer):
             if self.post:
                 dy = norm.backward(dy, ctx)
             dx = body.backward(drop_path.backward(dy, ctx), ctx)
-            dy = dy + (dx if self.post else norm.backward(dx, ctx))
+            dx = dx if self.post else norm.backward(dx, ctx)
+            dy = dy + dx if self.residual else dx
         return dy

@@ -46,10 +46,22 @@ class RMSNorm(Layer):
         return ctx.backward(rms_norm, dy)
 
 
-NORMS = ("layer_norm", "rms_norm")
+class NoNorm(Layer):
+    """``y = x``."""
+
+    def forward(self, x: Any, ctx: Context) -> Any:
+        """``x``."""
+        return x
+
+    def backward(self, dy: Any, ctx: Context) -> Any:
+        """``dy``."""
+        return dy
 
 
-def make_norm(kind: str, dim: int, *, eps: float, bias: bool = True) -> LayerNorm | RMSNorm:
+NORMS = ("layer_norm", "rms_norm", "none")
+
+
+def make_norm(kind: str, dim: int, *, eps: float, bias: bool = True) -> Layer:
     """The layer of that name in :data:`NORMS`; an RMS norm has no bias.
 
     Raises:
@@ -57,4 +69,6 @@ def make_norm(kind: str, dim: int, *, eps: float, bias: bool = True) -> LayerNor
     """
     if kind not in NORMS:
         raise ConfigError(f"unknown norm {kind!r}; {suggest(kind, NORMS)}")
+    if kind == "none":
+        return NoNorm()
     return LayerNorm(dim, eps=eps, bias=bias) if kind == "layer_norm" else RMSNorm(dim, eps=eps)

@@ -47,6 +47,7 @@ class GPTConfig:
     """The most tokens of a sequence."""
     dim: int = 128
     depth: int = 4
+    """Number of blocks; 0 makes a model of pairs of tokens."""
     heads: int = 4
     kv_heads: int = 0
     """Heads of key and value, a divisor of ``heads``; 0 means as many."""
@@ -55,12 +56,16 @@ class GPTConfig:
     activation: str = "gelu"
     """``gelu`` is the exact erf form, ``gelu_tanh`` the tanh form of GPT-2; ``swiglu`` is gated, as in Llama."""
     norm: str = "layer_norm"
-    """``layer_norm`` or ``rms_norm``."""
+    """``layer_norm``, ``rms_norm`` or ``none``."""
     norm_eps: float = 1e-5
     order: str = "pre"
     """``pre`` or ``post``: where the norms of a block stand; ``post`` has no final norm, as in GPT-1."""
     mlp_first: bool = False
     """The MLP of a block before its attention, as in the reference GPT."""
+    mlp: bool = True
+    """False leaves it out."""
+    residual: bool = True
+    """False: attention and MLP replace their input, and attention has no output projection; to see what they add."""
     positions: str = "learned"
     """``learned``, ``sincos1d``, ``rotary`` or ``none``."""
     rotary_base: float = 10000.0
@@ -78,10 +83,10 @@ class GPTConfig:
     reference, matrices U(-1/sqrt(in), 1/sqrt(in)), tables N(0, 1).  Biases are zero in both."""
 
     def __post_init__(self) -> None:
-        for name in ("vocabulary", "context", "dim", "depth", "heads"):
+        for name in ("vocabulary", "context", "dim", "heads"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} = {getattr(self, name)} is not positive")
-        for name in ("kv_heads", "hidden"):
+        for name in ("depth", "kv_heads", "hidden"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} = {getattr(self, name)} is negative")
         for name, options in (
@@ -143,7 +148,7 @@ class GPT(Layer):
         c, gpt2 = config, config.init == "gpt2"
         matrix: Initializer = init.normal(0.02) if gpt2 else init.lecun_uniform
         table: Initializer = init.normal(0.02 if gpt2 else 1.0)
-        output: Initializer = init.normal(0.02 / math.sqrt(2 * c.depth)) if gpt2 else matrix
+        output: Initializer = init.normal(0.02 / math.sqrt(2 * max(1, c.depth))) if gpt2 else matrix
         rotary = c.positions == "rotary"
         self.embedding = Embedding(c.vocabulary, c.dim, weight_init=table)
         self.positions = TokenPositions("none" if rotary else c.positions, c.context, c.dim, weight_init=table)
@@ -159,6 +164,9 @@ class GPT(Layer):
                 norm_eps=c.norm_eps,
                 order=c.order,
                 mlp_first=c.mlp_first,
+                mlp=c.mlp,
+                residual=c.residual,
+                projection=c.residual,
                 bias=c.bias,
                 qkv_bias=c.bias,
                 causal=True,

@@ -1,20 +1,19 @@
-"""What the trainer, runs and the command line have to know of a task, in one object.
+"""What runs have to know of a task, in one object.
 
-The trainer knows no model and no data; a run and a recipe know their task; the task knows both::
+The trainer knows no model and no data; a recipe knows its task; the task knows both::
 
-    recipe text ──> Recipe(task) ──> settings ──> data ──> fit(settings, data) ──> build ──> Trainer
-                                                                                     │
-                     evaluate, predict, figures, report  <── checkpoint + documents ─┘
+    Recipe(task) ──> settings ──> data ──> fit(settings, data) ──> build, batches, objective ──> Trainer
 
-There are two: :mod:`xpformer.training.tasks.images` and :mod:`xpformer.training.tasks.text`.
+How its results are shown is for the command line (:mod:`xpformer.cli.report`).  There are two:
+:mod:`xpformer.training.tasks.images` and :mod:`xpformer.training.tasks.text`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from xpformer.array import HostArray
 from xpformer.errors import ConfigError, DataError
@@ -22,12 +21,6 @@ from xpformer.layers import Layer
 from xpformer.training.config import TrainConfig
 from xpformer.training.objective import Objective
 from xpformer.training.trainer import Batches, Progress
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-    from xpformer.training.run import Run
-    from xpformer.training.trained import Trained
 
 SPLITS = {"val": "validation", "validation": "validation", "test": "test", "train": "train"}
 """What a user may call a split, and its name."""
@@ -61,8 +54,10 @@ D = TypeVar("D", bound=AnyData)
 
 
 class Task(ABC, Generic[S, D]):
-    """One kind of problem: its settings, data, model, loss, and how its results are shown."""
+    """One kind of problem: its settings, data, model and loss, and what its figures are called."""
 
+    kind: ClassVar[str]
+    """``images`` or ``text``."""
     settings: ClassVar[type[Any]]
     """The dataclass whose sections ``--set`` reaches."""
     data: ClassVar[type[Any]]
@@ -143,30 +138,6 @@ class Task(ABC, Generic[S, D]):
     @abstractmethod
     def best_so_far(self, progress: Progress) -> str:
         """The best figure as people read it."""
-
-    @abstractmethod
-    def report(self, result: Any, what: str) -> Sequence[RenderableType]:
-        """An evaluation as text and tables for the terminal; ``what`` says of which weights."""
-
-    @abstractmethod
-    def figures(self, run: Run, result: Any, data: D, *, curves: bool) -> list[Path]:
-        """Draw an evaluation (and the training curves) into the run's ``figures/``."""
-
-    def finish(self, trained: Trained, data: D) -> list[str]:
-        """What is left to do when a run has ended, with its best weights: one line on each file it writes."""
-        return []
-
-    @abstractmethod
-    def next_steps(self, data: D, *, test_seen: bool) -> list[tuple[str, str]]:
-        """Commands that take a finished run, ``RUN`` in its place, and what each does."""
-
-    def check_csv(self, path: Path) -> None:
-        """Raise :class:`ConfigError` unless evaluations have a table per class."""
-        raise ConfigError(f"--csv {path}: there are no classes to make a table of; take --json")
-
-    def write_csv(self, result: Any, path: Path) -> Path:
-        """The table per class."""
-        raise NotImplementedError
 
 
 def check_split(name: str) -> str:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from xpformer.data.augment import Augmentation
 from xpformer.data.batches import ImageBatches
@@ -14,15 +13,9 @@ from xpformer.errors import DataError
 from xpformer.layers import Layer
 from xpformer.models.vit import ViT, ViTConfig
 from xpformer.training.config import TrainConfig
-from xpformer.training.metrics import Evaluation
 from xpformer.training.objective import Classification
 from xpformer.training.task import Task, model_document
 from xpformer.training.trainer import Progress
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-    from xpformer.training.run import Run
 
 
 @dataclass(frozen=True)
@@ -46,7 +39,7 @@ class Settings:
 class ImageTask(Task[Settings, ImageData]):
     """Classification: the best weights are those with the highest accuracy, then the lowest loss."""
 
-    settings, data = Settings, ImageData
+    kind, settings, data = "images", Settings, ImageData
     model_type = "xpformer-vit"
     documents = ("config.json", "preprocessor.json")
     measures = ("loss", "accuracy")
@@ -102,44 +95,3 @@ class ImageTask(Task[Settings, ImageData]):
     def best_so_far(self, progress: Progress) -> str:
         """The accuracy."""
         return f"{progress.best_accuracy:.2%}"
-
-    def report(self, result: Evaluation, what: str) -> Sequence[RenderableType]:
-        """Table per class, confusion matrix, and the line that counts."""
-        from rich.text import Text
-
-        from xpformer.analysis.tables import confusion_table, per_class_table
-
-        right = round(result.accuracy * result.count)
-        line = Text.assemble(
-            f"{result.split} accuracy ",
-            (f"{result.accuracy:.2%}", "bold green"),
-            f" ({right:,} of {result.count:,}), loss {result.loss:.4f}, {what}",
-        )
-        return ["", per_class_table(result), "", confusion_table(result), "", line]
-
-    def figures(self, run: Run, result: Evaluation, data: ImageData, *, curves: bool) -> list[Path]:
-        """Confusion matrix and misclassified images (and the training curves)."""
-        from xpformer.analysis.figures import confusion_figure, misclassified_grid, training_curves
-        from xpformer.training.log import Log
-
-        suffix = "" if curves else f"_{result.split}"
-        drawn = [training_curves(Log.read(run.log_path), run.figures / "curves.png")] if curves else []
-        drawn.append(confusion_figure(result, run.figures / f"confusion{suffix}.png"))
-        images = getattr(data, result.split)
-        return [*drawn, misclassified_grid(images, result, run.figures / f"misclassified{suffix}.png")]
-
-    def next_steps(self, data: ImageData, *, test_seen: bool) -> list[tuple[str, str]]:
-        """The test images, then single ones."""
-        return [
-            ("xpformer evaluate RUN", f"the test images{'' if test_seen else ', unseen so far'}"),
-            ("xpformer predict RUN --first 12", "single images, with a picture"),
-        ]
-
-    def check_csv(self, path: Path) -> None:
-        """They have one."""
-
-    def write_csv(self, result: Evaluation, path: Path) -> Path:
-        """One line a class."""
-        from xpformer.analysis.tables import write_csv
-
-        return write_csv(result, path)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from xpformer.array import HostArray
 from xpformer.data.batches import IGNORED, LOSS_ON, WINDOWS, TextBatches
@@ -15,18 +14,9 @@ from xpformer.errors import ConfigError, suggest
 from xpformer.layers import Layer
 from xpformer.models.gpt import GPT, GPTConfig
 from xpformer.training.config import TrainConfig
-from xpformer.training.metrics import TextEvaluation
 from xpformer.training.objective import LanguageModelling
 from xpformer.training.task import Task, model_document
 from xpformer.training.trainer import Progress
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-    from xpformer.training.run import Run
-    from xpformer.training.trained import Trained
-
-SAMPLES = "samples.txt"
 
 
 @dataclass(frozen=True)
@@ -94,7 +84,7 @@ def corpus(name: str) -> Callable[[Path | None, TextConfig], TextData]:
 class TextTask(Task[TextSettings, TextData]):
     """Language modelling: the best weights are those with the lowest loss on the validation part."""
 
-    settings, data = TextSettings, TextData
+    kind, settings, data = "text", TextSettings, TextData
     model_type = "xpformer-gpt"
     documents = ("config.json",)
     measures = ("loss",)
@@ -168,60 +158,5 @@ class TextTask(Task[TextSettings, TextData]):
         """The loss."""
         return f"{progress.best_loss:.4f}"
 
-    def report(self, result: TextEvaluation, what: str) -> Sequence[RenderableType]:
-        """One line for each figure, and the one that counts."""
-        from rich.table import Table
-        from rich.text import Text
-
-        bits = result.bits_per_character
-        rows = [
-            ("perplexity", f"{result.perplexity:,.4g}"),
-            ("bits per character", "unknown" if bits is None else f"{bits:.4f}"),
-            ("next token right", f"{result.accuracy:.2%}"),
-            ("tokens", f"{result.count:,}"),
-        ]
-        table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
-        table.add_column()
-        table.add_column(justify="right")
-        for row in rows:
-            table.add_row(*row)
-        line = Text.assemble(
-            f"{result.split} loss ", (f"{result.loss:.4f}", "bold green"), f" over the whole split, {what}"
-        )
-        return ["", table, "", line]
-
-    def figures(self, run: Run, result: TextEvaluation, data: TextData, *, curves: bool) -> list[Path]:
-        """The training curves."""
-        from xpformer.analysis.figures import training_curves
-        from xpformer.training.log import Log
-
-        return [training_curves(Log.read(run.log_path), run.figures / "curves.png")] if curves else []
-
-    def finish(self, trained: Trained, data: TextData) -> list[str]:
-        """What the best weights write, in ``samples.txt``."""
-        how = trained.settings.data
-        if not how.samples or not how.sample_tokens or data.tokenizer is None:
-            return []
-        path = write_samples(trained, data, how.samples, how.sample_tokens)
-        return [f"{how.samples} samples in {path}"]
-
-    def next_steps(self, data: TextData, *, test_seen: bool) -> list[tuple[str, str]]:
-        """The loss, then text."""
-        evaluate = ("xpformer evaluate RUN", "loss, perplexity and bits per character")
-        return [evaluate, ("xpformer generate RUN", "text that it writes, from --prompt TEXT")]
-
 
 TEXT = TextTask()
-
-
-def write_samples(trained: Trained, data: TextData, count: int, tokens: int) -> Path:
-    """``count`` texts of the model into the run's ``samples.txt``, each behind a line with its number."""
-    from xpformer.analysis.tables import save
-    from xpformer.generation import generate
-
-    tokenizer: Any = data.tokenizer
-    prompt = "\n" if b"\n" in tokenizer.tokens else tokenizer.decode(data.train[:1])
-    seed = trained.config["seed"]
-    found = generate(trained.model, tokenizer, [prompt], tokens=tokens, samples=count, seed=seed)
-    texts = [f"---- sample {one.sample + 1}\n{(prompt + one.text).strip(chr(10))}\n" for one in found]
-    return save(trained.run.path / SAMPLES, "\n".join(texts).encode())
