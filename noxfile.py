@@ -63,13 +63,16 @@ def remind_of_gpu(session: nox.Session) -> None:
 
 @nox.session
 def gpu(session: nox.Session) -> None:
-    """On a machine with a GPU: all tests with CuPy, then benchmarks/gpu.py; nox -s gpu -- cuda13, or cuda12."""
+    """On a machine with a GPU: all tests with CuPy, agreement, then benchmarks/gpu.py; nox -s gpu -- cuda13, or cuda12."""
     cuda = session.posargs[0] if session.posargs else CUDA[0]
     if cuda not in CUDA or len(session.posargs) > 1:
         session.error(f"unknown CUDA {' '.join(session.posargs)!r}; it is one of: {', '.join(CUDA)}")
-    session.install("-e", f".[recipes,{cuda}]", *group("test"))
+    tests = [requirement for requirement in group("test") if not requirement.startswith("cupy")]  # two would collide
+    session.install("-e", f".[recipes,{cuda}]", *tests)
     # a GPU that is missing fails, never skips; one process, for the device's memory is one
-    session.run("pytest", env=ENV | {"XPFORMER_REQUIRE_BACKENDS": "numpy,strict,cupy"})
+    session.run("pytest", env=ENV | {"XPFORMER_REQUIRE_BACKENDS": "numpy,strict,torch,jax,cupy"})
+    session.run("xpformer", "agree", "vit-digits", "--backends", "numpy,cupy", env=ENV)
+    session.run("xpformer", "agree", "vit-digits", "--backends", "numpy,cupy", "--dtype", "float32", env=ENV)
     session.run("python", "benchmarks/gpu.py", env=ENV)
 
 

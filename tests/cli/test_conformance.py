@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from xpformer.analysis import conformance
+from xpformer.analysis.cases import KERNELS
 from xpformer.analysis.conformance import Verdict
 from xpformer.cli import main
+from xpformer.functional import OPERATIONS
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> tuple[str, str]:
@@ -77,3 +80,12 @@ def test_errors_are_one_line(capsys: pytest.CaptureFixture[str], arguments: tupl
     assert out == ""
     assert err.startswith(f"xpformer: error: {message}")
     assert err.count("\n") == 1
+
+
+def test_the_page_shows_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("array_api_strict")
+    page = (Path(__file__).parents[2] / "docs" / "conformance.md").read_text(encoding="utf-8")
+    shown = re.search(r"```sh\nxpformer conformance (.*)\n```\n\n```text\n(.*?)```", page, re.DOTALL)
+    assert shown is not None
+    assert run(capsys, *shown[1].split())[0] == shown[2]
+    assert f"all {len(OPERATIONS)} operations and {len(KERNELS)} kernels" in page
