@@ -63,7 +63,7 @@ def remind_of_gpu(session: nox.Session) -> None:
 
 @nox.session
 def gpu(session: nox.Session) -> None:
-    """On a machine with a GPU: all tests with CuPy, agreement, then benchmarks/gpu.py; nox -s gpu -- cuda13, or cuda12."""
+    """On a machine with a GPU: all tests with CuPy, agreement, benchmark; nox -s gpu -- cuda13, or cuda12."""
     cuda = session.posargs[0] if session.posargs else CUDA[0]
     if cuda not in CUDA or len(session.posargs) > 1:
         session.error(f"unknown CUDA {' '.join(session.posargs)!r}; it is one of: {', '.join(CUDA)}")
