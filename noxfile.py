@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import nox
@@ -14,6 +15,7 @@ nox.needs_version = ">=2025.2"
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 ENV = {"PYTHONHASHSEED": "0", "OMP_WAIT_POLICY": "passive", "MPLBACKEND": "Agg"}
+CUDA = ("cuda13", "cuda12")
 
 
 def group(name: str) -> list[str]:
@@ -23,6 +25,7 @@ def group(name: str) -> list[str]:
 
 @nox.session
 def lint(session: nox.Session) -> None:
+    """Ruff: rules and format."""
     session.install(*group("lint"))
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
@@ -30,6 +33,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
+    """mypy --strict."""
     session.install(*group("types"), *PROJECT["project"]["dependencies"])
     session.run("mypy")
 
@@ -42,11 +46,34 @@ def tests(session: nox.Session) -> None:
     if session.posargs:
         session.run("pytest", *session.posargs, env=env)
         return
+    remind_of_gpu(session)
     workers = str(min(4, os.cpu_count() or 1))
     session.run("coverage", "erase")
     session.run("coverage", "run", "-m", "pytest", "-n", workers, "--dist", "worksteal", env=env)
     session.run("coverage", "combine", silent=True)
     session.run("coverage", "report")
+    remind_of_gpu(session)
+
+
+def remind_of_gpu(session: nox.Session) -> None:
+    """What the default sessions cannot say of a machine that has an NVIDIA driver."""
+    if Path("/proc/driver/nvidia").exists() or shutil.which("nvidia-smi"):
+        session.warn("this machine has an NVIDIA driver, which these tests do not use: run nox -s gpu -- cuda13 too")
+
+
+@nox.session
+def gpu(session: nox.Session) -> None:
+    """On a machine with a GPU: all tests with CuPy, agreement, benchmark; nox -s gpu -- cuda13, or cuda12."""
+    cuda = session.posargs[0] if session.posargs else CUDA[0]
+    if cuda not in CUDA or len(session.posargs) > 1:
+        session.error(f"unknown CUDA {' '.join(session.posargs)!r}; it is one of: {', '.join(CUDA)}")
+    tests = [requirement for requirement in group("test") if not requirement.startswith("cupy")]  # two would collide
+    session.install("-e", f".[recipes,{cuda}]", *tests)
+    # a GPU that is missing fails, never skips; one process, for the device's memory is one
+    session.run("pytest", env=ENV | {"XPFORMER_REQUIRE_BACKENDS": "numpy,strict,torch,jax,cupy"})
+    session.run("xpformer", "agree", "vit-digits", "--backends", "numpy,cupy", env=ENV)
+    session.run("xpformer", "agree", "vit-digits", "--backends", "numpy,cupy", "--dtype", "float32", env=ENV)
+    session.run("python", "benchmarks/gpu.py", env=ENV)
 
 
 @nox.session

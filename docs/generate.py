@@ -31,6 +31,9 @@ An operation is a pair: a forward function and its vector-Jacobian product. Each
 numbered as in the code. Arguments are arrays, options are keywords, and *kept* names what the forward keeps for the
 backward. The last column names the backends that bring a pair of their own, and that pair; elsewhere, and where that
 pair does not cover the arguments, the portable pair runs."""
+DEVIATIONS_TEXT = """\
+Where a backend is known to differ from NumPy's portable pairs by more than the tests allow. Each is an expected failure
+of the tests, which fail when it no longer happens."""
 _ROLE = re.compile(r":(?:[a-z]+:)?[a-z]+:`~?([^`]+)`")
 _CODE = re.compile(r"``(.+?)``")
 
@@ -99,6 +102,13 @@ def replacements() -> dict[str, list[str]]:
             for operation, pairs in get_backend(name).replaced().items():
                 found.setdefault(operation, []).append(f"{name}: {', '.join(pairs)}")
     return found
+
+
+def deviations() -> str:
+    """Where a backend that works here is declared to differ."""
+    usable = [get_backend(name) for name, status in statuses().items() if status.usable]
+    rows = [(b.name, d.operation, d.dtype or "all", d.reason) for b in usable for d in b.deviations]
+    return table(("backend", "operation", "dtype", "reason"), rows) if rows else "None is known."
 
 
 def cell(content: str) -> str:
@@ -194,6 +204,9 @@ def index_page(own: dict[str, Kernel]) -> str:
             "# Kernels",
             "A kernel is a function without a derivative that a backend may replace.",
             table(("kernel", "file", "replaced by"), kernels),
+            "# Deviations",
+            DEVIATIONS_TEXT,
+            deviations(),
         ]
     )
 

@@ -34,7 +34,7 @@ def recipe() -> Recipe:
     norm = replace(residual, norm="layer_norm", init="gpt2")  # norms allow small initial values
     depth = replace(norm, depth=4)
     train = TrainConfig(
-        steps=2000, batch_size=32, lr=2e-3, floor=0.1, warmup_steps=50, beta2=0.99, clip=1.0, evaluate_every=500
+        steps=1000, batch_size=32, lr=2e-3, floor=0.1, warmup_steps=50, beta2=0.99, clip=1.0, evaluate_every=250
     )
     rungs = {
         "bigram": bigram,

@@ -21,7 +21,7 @@ def recipe() -> Recipe:
         clip=1.0,
         evaluate_every=250,
     )
-    modern = GPTConfig.preset(  # as Llama has it: a tenth of a nat better than nanogpt-baby after the same steps
+    modern = GPTConfig.preset(  # as Llama has it
         "nanogpt-baby", context=128, positions="rotary", norm="rms_norm", activation="swiglu", hidden=344
     )
     quarter = replace(baby, steps=5000, batch_size=16, lr=3e-3, ema=0.997, evaluate_every=500)

@@ -21,8 +21,10 @@ from xpformer.backend import Backend, Deviation, get_backend  # noqa: E402
 from xpformer.errors import BackendError  # noqa: E402
 from xpformer.rng import host_generator  # noqa: E402
 
-MATRIX = ("readonly", "numpy", "numpy:portable", "strict", "torch", "jax")
+MATRIX = ("readonly", "numpy", "numpy:portable", "strict", "torch", "jax", "cupy")
 """Every operation, layer and model runs through these; ``readonly`` is NumPy with all arrays frozen."""
+OPERATIONS_ONLY = ("jax",)
+"""These compile every operation for every shape, and are promised for the operations and a training step."""
 
 
 def backend_or_skip(spec: str) -> Backend:
@@ -70,7 +72,16 @@ def declared(backend: Backend, params: Mapping[str, Any]) -> list[Deviation]:
     return [d for d in backend.deviations if d.concerns(subject, dtype)]
 
 
-@pytest.fixture(params=MATRIX)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every test with a ``backend`` runs on the matrix, if it names none itself."""
+    own = any("backend" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize"))
+    if "backend" in metafunc.fixturenames and not own:
+        folder = metafunc.definition.path.parent.name
+        left_out = () if folder in ("functional", "backends") else OPERATIONS_ONLY
+        metafunc.parametrize("backend", [spec for spec in MATRIX if spec not in left_out], indirect=True)
+
+
+@pytest.fixture
 def backend(request: pytest.FixtureRequest) -> Backend:
     """Each backend of the matrix.  A declared deviation in what the test is about is a strict xfail."""
     found = backend_or_skip(request.param)

@@ -43,7 +43,7 @@ class CupyBackend(Backend):
 
         count = cupy.cuda.runtime.getDeviceCount()
         if not (option or "0").isdecimal() or int(option or 0) >= count:
-            known = ", ".join(f"cupy:{i}" for i in range(count))
+            known = ", ".join(self.devices())
             raise BackendError(f"backend cupy:{option} cannot be used: this machine has {known}; take one of them")
         self.option = option
         self.xp, self.device = xp, cupy.cuda.Device(int(option or 0))
@@ -56,6 +56,14 @@ class CupyBackend(Backend):
         if find_spec("cupy") is None:
             return Status(False, "CuPy is not installed", INSTALL)
         return _status()
+
+    @classmethod
+    def devices(cls) -> tuple[str, ...]:
+        """Every GPU that CUDA shows."""
+        import cupy
+
+        count = cupy.cuda.runtime.getDeviceCount()
+        return tuple(f"cupy:{i}" if i else "cupy" for i in range(count))
 
     def asarray(self, host: Any, dtype: str | None = None) -> Any:
         """A copy on the GPU, which becomes the current one of this thread."""

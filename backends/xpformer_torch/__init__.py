@@ -118,9 +118,7 @@ def _missing_cuda(index: int) -> str:
     import torch
 
     if not torch.backends.cuda.is_built():
-        return (
-            f"torch {torch.__version__} is built without CUDA; pip install --force-reinstall torch (from pytorch.org)"
-        )
+        return f"torch {torch.__version__} is built without CUDA; pip install --force-reinstall torch, from pytorch.org"
     try:
         torch.cuda.init()
     except (RuntimeError, AssertionError) as error:

@@ -490,6 +490,7 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_a_gpu_by_its_number(two_gpus: Any) -> None:
     assert CupyBackend().device.id == 0
+    assert CupyBackend.devices() == ("cupy", "cupy:1")
     backend = CupyBackend("1")
     assert (backend.spec, backend.device.id, backend.device.asked) == ("cupy:1", 1, ["use"])
     backend.synchronize()
@@ -501,7 +502,7 @@ def test_a_gpu_by_its_number(two_gpus: Any) -> None:
 
 @pytest.mark.parametrize("option", ["2", "-1", "first"])
 def test_a_gpu_that_is_not_there(two_gpus: Any, option: str) -> None:
-    expected = f"backend cupy:{option} cannot be used: this machine has cupy:0, cupy:1; take one of them"
+    expected = f"backend cupy:{option} cannot be used: this machine has cupy, cupy:1; take one of them"
     with pytest.raises(BackendError, match=expected):
         CupyBackend(option)
 

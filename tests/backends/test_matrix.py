@@ -28,7 +28,7 @@ def test_a_required_backend_that_is_missing_fails(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_matrix_is_what_the_design_says() -> None:
-    assert set(MATRIX) >= {"numpy", "readonly", "strict", "torch"}
+    assert set(MATRIX) >= {"numpy", "readonly", "strict", "torch", "cupy"}
 
 
 def test_strict_arrays_are_on_a_device_that_refuses_the_host() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from xpformer.analysis.measure import BACKENDS, difference, equal, magnitude
 from xpformer.training import checkpoint
 from xpformer.training.log import Log
 from xpformer.training.run import Run
@@ -118,3 +119,15 @@ def weights(session: Session) -> dict[str, np.ndarray]:
 
 def same_arrays(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
     return a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
+
+
+def equal_weights(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], reach: float) -> None:
+    """Weights after float64 steps on two ways; ``reach`` is the learning rate times the steps."""
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        got = found[name]
+        if name.endswith("qkv.bias"):  # the key's has no gradient but rounding, which Adam divides by eps = 1e-8
+            (query, key, own), (q, k, v) = np.split(got, 3), np.split(value, 3)
+            assert difference(key, k) <= 1e-9 * reach, name
+            got, value = np.concatenate([query, own]), np.concatenate([q, v])
+        assert equal(name, got, value, BACKENDS, scale=max(magnitude(value), reach)).ok, name

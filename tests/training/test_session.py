@@ -84,12 +84,14 @@ def test_configuration_and_manifest(tmp_path: Path) -> None:
         "seed": 11,
         "dtype": "float64",
         "backend": "numpy:portable",
+        "matmul_precision": "highest",
         "data": None,
         "settings": settings_to_dict(session.settings),
     }
     assert config["settings"]["train"]["lr"] == 0.002  # type: ignore[index]
     assert manifest["threads"] == 2
     assert manifest["backend"] == "numpy:portable"
+    assert manifest["matmul_precision"] == "highest"
     assert manifest["pairs"] == {}
     assert manifest["parameters"] == sum(a.size for a in weights(session).values())
     assert manifest["steps"] == 6

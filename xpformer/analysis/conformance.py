@@ -164,8 +164,8 @@ def _first_mistake(name: str, cases: Sequence[Case], backend: Backend, dtype: st
                 text = (str(error).splitlines() or [""])[0]
                 return f"{case.name}: {type(error).__name__}: {text}"
             if wrong is not None:
-                measure = f"error {wrong.error:.1e}, limit {wrong.limit:.1e}"
-                return f"{case.name}: {wrong.check} of {wrong.argument}: {measure}"
+                measure = f": error {wrong.error:.1e}, limit {wrong.limit:.1e}" if wrong.limit else " is not so"
+                return f"{case.name}: {wrong.check} of {wrong.argument}{measure}"
     return ""
 
 

@@ -171,8 +171,9 @@ def _write(pieces: Iterator[Piece], texts: Sequence[str], samples: int) -> None:
     several = len(texts) * samples > 1
     later = {(p, s): texts[p] for p in range(len(texts)) for s in range(samples)}
     first = next(iter(later))
-    _out((_heading(*first) if several else "") + later.pop(first))
+    opening = (_heading(*first) if several else "") + later.pop(first)
     try:
+        _out(opening)
         for piece in pieces:
             if (piece.prompt, piece.sample) == first:
                 _out(piece.text)

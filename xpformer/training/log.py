@@ -122,7 +122,7 @@ class Log:
         return records
 
     @staticmethod
-    def cut(path: Path, after_step: int) -> None:
+    def cut(path: Path, after_step: int, **fields: object) -> None:
         """Take the log back to the checkpoint of ``after_step``, in one atomic replacement, and note the resume.
 
         Records of later steps go, for the resumed run writes them again; each use of the test split (event ``"test"``)
@@ -130,7 +130,7 @@ class Log:
         """
         records = Log.read(path) if path.exists() else []
         kept = [r for r in records if r["event"] == "test" or r["step"] <= after_step]  # type: ignore[operator]
-        data = b"".join(strict_json.dumps_line(record) for record in kept) + _line("resume", after_step, {})
+        data = b"".join(strict_json.dumps_line(record) for record in kept) + _line("resume", after_step, fields)
         try:
             fs.replace_file(path, data)
         except OSError as error:

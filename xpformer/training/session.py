@@ -105,7 +105,7 @@ class Session:
             checkpoint.sweep(self.run.checkpoints)
             self._mark_best()
             if self.run.log_path.exists():
-                Log.cut(self.run.log_path, self.progress.step)
+                Log.cut(self.run.log_path, self.progress.step, backend=self.trainer.backend.spec)
             with Log(self.run.log_path) as log:
                 if self.saved is None:
                     self._save(log, reporter)  # a full disk shows before the work, not after it
@@ -360,8 +360,17 @@ def resume(
     before = {"matmul_precision": "highest", **run.manifest}
     keys = ("xpformer", "numpy", "backend", "matmul_precision", "pairs", "threads", "cpu")
     changed = [key.replace("_", " ") for key in keys if now[key] != before.get(key)]
+    between = sorted(_backends_between(run) - {str(run.manifest.get("backend"))})
     if changed:
         notes.append(f"the bits will differ from an uninterrupted run: {', '.join(changed)} changed since it began")
+    elif between:
+        notes.append(f"the bits differ from an uninterrupted run: some steps were done on {', '.join(between)}")
     session = Session(run, recipe, settings, options, trainer, loaded)
     session.saved = saved.step if saved else None
     return session, notes
+
+
+def _backends_between(run: Run) -> set[str]:
+    """The backends on which the run was resumed before."""
+    records = Log.read(run.log_path) if run.log_path.exists() else []
+    return {str(r["backend"]) for r in records if r["event"] == "resume" and "backend" in r}
