@@ -11,7 +11,6 @@ import pytest
 
 from tests.conftest import backend_or_skip
 from xpformer.analysis import conformance
-from xpformer.analysis.cases import KERNELS
 from xpformer.analysis.conformance import (
     ATTRIBUTES,
     OPERATORS,
@@ -26,6 +25,7 @@ from xpformer.analysis.conformance import (
     in_standard,
     verdicts,
 )
+from xpformer.analysis.kernel_cases import KERNELS
 from xpformer.array import device, namespace
 from xpformer.backend import Backend, Deviation, get_backend
 from xpformer.errors import BackendError

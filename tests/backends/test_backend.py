@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import declared
 from xpformer import backend as backends
-from xpformer.analysis.cases import KERNELS
+from xpformer.analysis.kernel_cases import KERNELS
 from xpformer.backend import Backend, Deviation, Status, get_backend
 from xpformer.cli import main
 from xpformer.errors import BackendError

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from xpformer.analysis import conformance
-from xpformer.analysis.cases import KERNELS
 from xpformer.analysis.conformance import Verdict
+from xpformer.analysis.kernel_cases import KERNELS
 from xpformer.cli import main
 from xpformer.functional import OPERATIONS
 

@@ -133,7 +133,8 @@ def _unfold(x: Array, axes: tuple[Axis, Axis], groups: int) -> Array:
     def reach(axis: Axis, offset: int) -> slice:
         return slice(offset, offset + (axis.places - 1) * axis.stride + 1, axis.stride)
 
-    seen = [u[:, :, reach(rows, i), reach(columns, j)] for i in range(rows.kernel) for j in range(columns.kernel)]
+    bands = [u[:, :, reach(rows, i), :] for i in range(rows.kernel)]
+    seen = [band[..., reach(columns, j)] for band in bands for j in range(columns.kernel)]
     kernel = channels // groups * rows.kernel * columns.kernel
     unfolded: Array = xp.reshape(xp.stack(seen, axis=1), (groups, kernel, count * rows.places * columns.places))
     return unfolded
