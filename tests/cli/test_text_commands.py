@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.cli.test_commands import error_of, xpformer
@@ -78,6 +79,19 @@ def test_plot_attention(home: Path) -> None:
     assert "has 6 tokens" in error_of("plot", "attention", RUN, "--prompt", "abcdef", cwd=home)
     for arguments in ((), ("--index", "3"), ("--prompt", "a", "--index", "3")):
         assert "with --prompt TEXT, without --index" in error_of("plot", "attention", RUN, *arguments, cwd=home)
+
+
+def test_tokens_without_a_tokenizer(home: Path) -> None:
+    """Nothing is suggested that cannot be done."""
+    (home / "tokens").mkdir()
+    for name in ("train.bin", "val.bin"):
+        (np.arange(500) % 7).astype("<u2").tofile(home / "tokens" / name)
+    changes = [x for key in ("data.vocabulary=7", "steps=2", "dim=8", "depth=1") for x in ("--set", key)]
+    done = xpformer("train", "gpt-english", "--data", "tokens", "--out", "plain", *changes, cwd=home)
+    assert "  xpformer evaluate plain" in done.stdout
+    assert "generate" not in done.stdout
+    assert "unknown" in xpformer("evaluate", "plain", cwd=home).stdout  # bits per character
+    assert error_of("generate", "plain", cwd=home).startswith("plain: was trained on tokens without a tokenizer")
 
 
 def test_texts_that_are_refused(home: Path) -> None:

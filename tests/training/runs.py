@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,8 @@ from xpformer.training import checkpoint
 from xpformer.training.log import Log
 from xpformer.training.run import Run
 from xpformer.training.session import Options, Reporter, Session, start
+
+ROOT = Path(__file__).parents[2]
 
 RECIPE = '''"""Three classes of 6x6 images, a bright band each: 96 to train, 30 to choose, 24 to test."""
 
@@ -89,6 +95,24 @@ def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     found += [key for key in ("step", "documents", "best") if a[key] != b[key]]
     found += [f"log: {x} against {y}" for x, y in zip(a["log"], b["log"], strict=False) if x != y][:3]
     return found + ([] if len(a["log"]) == len(b["log"]) else [f"{len(a['log'])} and {len(b['log'])} records"])
+
+
+def kill_at(run: Path, step: int, before: Callable[[int], None] = lambda process: None) -> None:
+    """Go on with ``run`` in a process that kill -9 ends behind ``step``; ``before`` is called with its number."""
+    code = (
+        "import sys, time; from pathlib import Path; from tests.training.faults import Faults;"
+        "from xpformer.training import fs; from xpformer.training.session import resume;"
+        "from tests.training.runs import Watch;"
+        "fs._call = Faults(); stop = lambda: (print('now', flush=True), time.sleep(60));"
+        "resume(Path(sys.argv[1]))[0].train(Watch('stepped', int(sys.argv[2]), stop))"
+    )
+    command = [sys.executable, "-c", code, str(run), str(step)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "now\n"
+        before(process.pid)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
 
 
 class Watch(Reporter):

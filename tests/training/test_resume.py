@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.training.faults import Faults, kill
-from tests.training.runs import Watch, begin, differences, outcome, records
+from tests.training.runs import Watch, begin, differences, kill_at, outcome, records
 from xpformer.errors import RunError
 from xpformer.training import fs
 from xpformer.training import session as session_module
@@ -210,22 +210,13 @@ SHORT = ("steps=3", "evaluate_every=2", "checkpoint_every=2", "batch_size=3", "a
 def test_kill_in_the_middle(tmp_path: Path, uninterrupted: dict[str, Any]) -> None:
     """A process is killed twice while it trains."""
     session = begin(tmp_path)
-    code = (
-        "import sys; from pathlib import Path; from tests.training.faults import Faults;"
-        "from xpformer.training import fs;"
-        "from xpformer.training.session import resume; from tests.training.runs import Watch; import os, time;"
-        "fs._call = Faults(); stop = lambda: (print('now', flush=True), time.sleep(60));"
-        "resume(Path(sys.argv[1]))[0].train(Watch('stepped', int(sys.argv[2]), stop))"
-    )
+
+    def in_use(process: int) -> None:
+        with pytest.raises(RunError, match=f"in use by process {process} "):
+            resume(session.run.path)[0].train()
+
     for step in (4, 19):
-        command = [sys.executable, "-c", code, str(session.run.path), str(step)]
-        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "now\n"
-            with pytest.raises(RunError, match=f"in use by process {process.pid} "):
-                resume(session.run.path)[0].train()
-            process.kill()
-        assert process.returncode == -signal.SIGKILL
+        kill_at(session.run.path, step, before=in_use)
     session, notes = resume(session.run.path)
     assert not notes
     assert session.progress.step == 15

@@ -34,7 +34,7 @@ class Report(ABC):
         """Draw an evaluation (and the training curves) into the run's ``figures/``."""
 
     @abstractmethod
-    def next_steps(self, *, test_seen: bool) -> list[tuple[str, str]]:
+    def next_steps(self, data: Any, *, test_seen: bool) -> list[tuple[str, str]]:
         """Commands that take a finished run, ``RUN`` in its place, and what each shows."""
 
     def finish(self, trained: Trained, data: Any) -> list[str]:
@@ -78,7 +78,7 @@ class ImageReport(Report):
         images = getattr(data, result.split)
         return [*drawn, misclassified_grid(images, result, run.figures / f"misclassified{suffix}.png")]
 
-    def next_steps(self, *, test_seen: bool) -> list[tuple[str, str]]:
+    def next_steps(self, data: ImageData, *, test_seen: bool) -> list[tuple[str, str]]:
         """The test images, then single ones."""
         return [
             ("xpformer evaluate RUN", f"the test images{'' if test_seen else ', unseen so far'}"),
@@ -123,9 +123,11 @@ class TextReport(Report):
 
         return [training_curves(Log.read(run.log_path), run.figures / "curves.png")] if curves else []
 
-    def next_steps(self, *, test_seen: bool) -> list[tuple[str, str]]:
-        """The loss, then text."""
+    def next_steps(self, data: TextData, *, test_seen: bool) -> list[tuple[str, str]]:
+        """The loss, then text where there is a tokenizer to write it."""
         evaluate = ("xpformer evaluate RUN", "loss, perplexity and bits per character")
+        if data.tokenizer is None:
+            return [evaluate]
         return [evaluate, ("xpformer generate RUN", "text that it writes, from --prompt TEXT")]
 
     def finish(self, trained: Trained, data: TextData) -> list[str]:

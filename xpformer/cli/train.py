@@ -205,7 +205,7 @@ def _what_next(session: Session) -> None:
     log = session.run.log_path
     seen = log.exists() and any(record["event"] == "test" for record in Log.read(log))
     click.echo(f"the run is in {session.run.path}; next:")
-    steps = report(session.recipe.task).next_steps(test_seen=seen)
+    steps = report(session.recipe.task).next_steps(session.data, test_seen=seen)
     commands = [command.replace("RUN", run) for command, _ in steps]
     width = max(map(len, commands))
     for command, (_, what) in zip(commands, steps, strict=True):

@@ -28,10 +28,11 @@ import os
 import string
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from xpformer.data.regular import open_regular
 from xpformer.data.text import TextData, load_text, read_text, text_data
-from xpformer.data.tokenizers import BytePairs, Tokenizer, read_tokenizer
+from xpformer.data.tokenizers import BytePairs, Tokenizer, Unknown, read_tokenizer
 from xpformer.errors import ConfigError, DataError, suggest
 
 FILES = {
@@ -59,6 +60,7 @@ def corpus_data(
     vocabulary: int | None = None,
     validation: float = 0.1,
     test: float = 0.0,
+    unknown: Unknown = "error",
 ) -> TextData:
     """The text ``name``, or with ``"file"`` that of ``data``, split and as tokens.
 
@@ -70,12 +72,12 @@ def corpus_data(
         tokenizer = load_gpt2(data)
     elif isinstance(tokenizer, str) and tokenizer.endswith(".json"):
         tokenizer = read_tokenizer(Path(tokenizer))
+    how: dict[str, Any] = {"tokenizer": tokenizer, "vocabulary": vocabulary, "validation": validation, "test": test}
     if name != "file":
-        text = load_corpus(name, data)
-        return text_data(text, name=name, tokenizer=tokenizer, vocabulary=vocabulary, validation=validation, test=test)
+        return text_data(load_corpus(name, data), name=name, unknown=unknown, **how)
     if data is None:
         raise DataError("which text? name a UTF-8 file, or a folder of .txt files, with --data")
-    return load_text(data, tokenizer=tokenizer, vocabulary=vocabulary, validation=validation, test=test)
+    return load_text(data, unknown=unknown, **how)
 
 
 def load_corpus(

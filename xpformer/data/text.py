@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from xpformer.data.regular import open_regular
-from xpformer.data.tokenizers import Tokenizer, make_tokenizer, read_tokenizer
+from xpformer.data.tokenizers import Tokenizer, Unknown, make_tokenizer, read_tokenizer
 from xpformer.data.windows import Tokens, check_windows
 from xpformer.errors import ConfigError, DataError
 
@@ -114,6 +114,7 @@ def text_data(
     vocabulary: int | None = None,
     validation: float = 0.1,
     test: float = 0.0,
+    unknown: Unknown = "error",
     cache: Path | None = None,
 ) -> TextData:
     """A text split by shares of its characters, as tokens.
@@ -125,6 +126,7 @@ def text_data(
         vocabulary: tokens of a new BPE.
         validation: share of the text that chooses the weights.
         test: share, at the end, that nothing looks at but the last evaluation.
+        unknown: ``skip`` leaves out characters that the tokenizer does not know.
         cache: folder for the tokens of a long text; the user's by default.
 
     Raises:
@@ -141,7 +143,7 @@ def text_data(
     tokens = {}
     for split, part in parts.items():
         try:
-            tokens[split] = _encode(part, tokenizer, cache)
+            tokens[split] = _encode(part, tokenizer, unknown, cache)
         except DataError as error:
             raise DataError(f"{name}: the {split} part: {error}") from error
     return TextData(name, **tokens, vocabulary=tokenizer.size, tokenizer=tokenizer)
@@ -172,6 +174,7 @@ def load_text(
     vocabulary: int | None = None,
     validation: float = 0.1,
     test: float = 0.0,
+    unknown: Unknown = "error",
     cache: Path | None = None,
 ) -> TextData:
     """A UTF-8 file, a folder of ``.txt`` files, or a folder with nanoGPT's ``train.bin`` and ``val.bin``.
@@ -192,6 +195,7 @@ def load_text(
         vocabulary=vocabulary,
         validation=validation,
         test=test,
+        unknown=unknown,
         cache=cache,
     )
 
@@ -267,30 +271,31 @@ def _tokenizer_hash(tokenizer: Tokenizer) -> str:
     return hashlib.sha256(json.dumps(tokenizer.to_json(), sort_keys=True).encode()).hexdigest()
 
 
-def _encode(text: str, tokenizer: Tokenizer, cache: Path | None) -> Tokens:
+def _encode(text: str, tokenizer: Tokenizer, unknown: Unknown, cache: Path | None) -> Tokens:
     """The tokens of ``text``; for a long one from a file in ``cache``, which is made if it is not there."""
     if len(text) < _CACHED:
-        return tokenizer.encode(text).astype(tokenizer.dtype)
+        return tokenizer.encode(text, unknown=unknown).astype(tokenizer.dtype)
     if cache is None:
         from platformdirs import user_cache_path
 
         cache = user_cache_path("xpformer") / "tokens"
-    key = hashlib.sha256(text.encode("utf-8", "surrogatepass") + _tokenizer_hash(tokenizer).encode()).hexdigest()
+    how = f"{_tokenizer_hash(tokenizer)}{unknown}"
+    key = hashlib.sha256(text.encode("utf-8", "surrogatepass") + how.encode()).hexdigest()
     path = cache / f"{key}.bin"
     if not path.is_file():
         try:
-            _write(path, text, tokenizer)
+            _write(path, text, tokenizer, unknown)
         except OSError:  # no cache here: then in memory
-            return tokenizer.encode(text).astype(tokenizer.dtype)
+            return tokenizer.encode(text, unknown=unknown).astype(tokenizer.dtype)
     return _map(path, tokenizer.dtype.newbyteorder("<"))
 
 
-def _write(path: Path, text: str, tokenizer: Tokenizer) -> None:
+def _write(path: Path, text: str, tokenizer: Tokenizer, unknown: Unknown) -> None:
     """Write the tokens of ``text``; the file is there when all of them are."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".tokens-", dir=path.parent) as staging:
         staged = Path(staging) / path.name
         with staged.open("wb") as file:
-            for ids in tokenizer.encode_pieces(text):
+            for ids in tokenizer.encode_pieces(text, unknown=unknown):
                 file.write(ids.astype(tokenizer.dtype.newbyteorder("<")).data)
         staged.replace(path)

@@ -30,7 +30,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import msgspec
 import numpy as np
@@ -41,6 +41,7 @@ from xpformer.data.tokenizer_json import byte_level_document, character_document
 from xpformer.errors import ConfigError, DataError, suggest
 
 Unknown = Literal["error", "skip"]
+UNKNOWN: tuple[Unknown, ...] = get_args(Unknown)
 
 FILE_LIMIT = 2**26  # bytes of a tokenizer.json; that of GPT-2 has 2 million
 _PIECE = 2**16  # characters that are encoded at once: the library keeps some 200 bytes for each token
@@ -78,7 +79,7 @@ class Tokenizer(ABC):
 
     def encode_pieces(self, text: str, *, unknown: Unknown = "error") -> Iterator[npt.NDArray[np.int64]]:
         """The ids of ``text`` in arrays of some 65,536 characters, for a text that is long."""
-        if unknown not in ("error", "skip"):
+        if unknown not in UNKNOWN:
             raise ConfigError(f"unknown is {unknown!r}, expected error or skip")
         start = 0
         while start < len(text):
@@ -182,7 +183,8 @@ class Characters(Tokenizer):
                 first = int(known.argmin())
                 raise DataError(
                     f"{_named(text[first])} at position {start + first} is not among the {self.size} characters of the "
-                    'vocabulary; take it out, or leave such characters out with unknown="skip" (--unknown skip)'
+                    "vocabulary; take it out, or leave such characters out (of a prompt --unknown skip, of a training "
+                    "text --set data.unknown=skip)"
                 )
             place = place[known]
         return self._ids[place]

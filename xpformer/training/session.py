@@ -347,7 +347,7 @@ def resume(
     source = None if began or not config.get("grown_from") else Path(config["grown_from"])
     options = Options(spec, config["dtype"], config["seed"], threads, data, Path(path), source, precision)
     saved, notes = checkpoint.newest(run.checkpoints) if began else (None, [])
-    loaded = load_data(run, recipe, settings, config, data)
+    loaded = load_data(run, recipe, settings, config, saved, data)
     trainer = make_trainer(recipe, settings, options, used, loaded)
     if saved is not None:
         trainer.restore(saved)

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 from xpformer.array import HostArray
 from xpformer.errors import ConfigError, DataError
 from xpformer.layers import Layer
+from xpformer.training.checkpoint import Checkpoint
 from xpformer.training.config import TrainConfig
 from xpformer.training.objective import Objective
 from xpformer.training.trainer import Batches, Progress
@@ -76,6 +77,10 @@ class Task(ABC, Generic[S, D]):
     @abstractmethod
     def load(self, load_data: Callable[..., object], folder: Path | None, settings: S, seed: int) -> object:
         """Call a recipe's ``load_data`` with what it takes."""
+
+    def remembered(self, settings: S, saved: Checkpoint) -> S:
+        """The settings with which the data of a run are read again: what a checkpoint holds need not be found."""
+        return settings
 
     @abstractmethod
     def fit(self, settings: S, data: D) -> S:

@@ -56,15 +56,23 @@ def read_config(run: Run) -> tuple[Recipe, Any, dict[str, Any]]:
     return recipe, settings_from_dict(config["settings"], recipe.task.settings), config
 
 
-def load_data(run: Run, recipe: Recipe, settings: AnySettings, config: Mapping[str, Any], data: Path | None) -> Any:
-    """The data that a run began with, from ``data`` if it is given.
+def load_data(
+    run: Run,
+    recipe: Recipe,
+    settings: AnySettings,
+    config: Mapping[str, Any],
+    saved: checkpoint.Checkpoint | None,
+    data: Path | None,
+) -> Any:
+    """The data that a run began with, from ``data`` if it is given, prepared as ``saved`` remembers.
 
     Raises:
         DataError: if it is not there, or other data.
     """
     stored = config.get("data")
     folder = data or (Path(stored) if stored else None)
-    loaded = recipe.read_data(folder, settings, config["seed"])
+    how = settings if saved is None else recipe.task.remembered(settings, saved)
+    loaded = recipe.read_data(folder, how, config["seed"])
     if loaded.hashes() != run.manifest.get("data"):
         raise DataError(
             f"{run.path}: the data is not what the run began with (its SHA-256 differs); give the same data with --data"
@@ -125,7 +133,7 @@ class Trained:
 
     def data(self, folder: Path | None = None) -> Any:
         """The run's data set."""
-        return load_data(self.run, self.recipe, self.settings, self.config, folder)
+        return load_data(self.run, self.recipe, self.settings, self.config, self.saved, folder)
 
     def batches(self, data: AnyData) -> Batches:
         """Its batches."""

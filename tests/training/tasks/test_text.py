@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +16,12 @@ import pytest
 import torch
 
 from tests.training.faults import Faults
-from tests.training.runs import Watch, begin, differences, outcome, records
+from tests.training.runs import Watch, begin, differences, kill_at, outcome, records
 from xpformer.analysis import measure
 from xpformer.backend import get_backend
 from xpformer.data.batches import IGNORED, TextBatches
 from xpformer.data.text import TextData, text_data
+from xpformer.data.tokenizers import BytePairs, Characters
 from xpformer.errors import ConfigError, DataError, NonFiniteError, RunError
 from xpformer.models.gpt import GPTConfig
 from xpformer.rng import host_generator
@@ -27,7 +30,7 @@ from xpformer.training.metrics import TextEvaluation
 from xpformer.training.recipe import Recipe, settings_from_dict
 from xpformer.training.session import Options, make_trainer, resume
 from xpformer.training.signals import Interrupted
-from xpformer.training.tasks.text import TEXT, TextConfig, TextSettings
+from xpformer.training.tasks.text import TEXT, TextConfig, TextSettings, corpus
 from xpformer.training.trained import evaluate_run, load_trained
 from xpformer.training.trainer import Trainer
 
@@ -242,6 +245,21 @@ def test_pieces_are_the_whole(tmp_path: Path, changes: tuple[str, ...], dtype: s
     assert not differences(outcome(session.run), outcome(whole.run))
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kills processes")
+def test_kill_in_the_middle(tmp_path: Path) -> None:
+    """Killed twice while it trains: once behind a checkpoint, once before the next."""
+    whole = begin(tmp_path, text=RECIPE, name="whole")
+    whole.train()
+    session = begin(tmp_path, text=RECIPE)
+    for step, saved in ((4, 3), (8, 6)):
+        kill_at(session.run.path, step)
+        session, notes = resume(session.run.path)
+        assert not notes
+        assert session.progress.step == saved
+    assert session.train() == "finished"
+    assert not differences(outcome(session.run), outcome(whole.run))
+
+
 def test_a_step_that_is_not_finite(tmp_path: Path) -> None:
     session = begin(tmp_path, "lr=1e30", "clip=0", "warmup_steps=0", text=RECIPE)
     with np.errstate(all="ignore"), pytest.raises(NonFiniteError, match=r"not finite"):
@@ -303,6 +321,7 @@ def test_what_does_not_grow(tmp_path: Path) -> None:
         ("context=500", "has .* tokens, a window needs 501"),
         ("tokenizer=chars", "unknown tokenizer 'chars'; did you mean 'characters'"),
         ("validation=0.99", "leave"),
+        ("unknown=ignore", "unknown = 'ignore' is unknown; known: error, skip"),
         ("augmentation.shift=1", "unknown section 'augmentation'"),
     ],
 )
@@ -323,6 +342,47 @@ def test_other_text_is_refused(tmp_path: Path) -> None:
     session.train(max_steps=1)
     with pytest.raises(DataError, match="the data is not what the run began with"):
         resume(session.run.path, data=tmp_path)
+
+
+@pytest.mark.parametrize("files", ["vocab.json, merges.txt", "tokenizer.json"])
+def test_the_files_of_a_tokenizer_may_go(tmp_path: Path, files: str) -> None:
+    """A checkpoint holds what they said, and a run is evaluated and goes on with that."""
+    made = BytePairs.train("to be or not to be", 260).to_json()
+    source, data = tmp_path / "files", tmp_path / "text.txt"
+    source.mkdir()
+    data.write_text("to be or not to be. " * 40)
+    if files == "tokenizer.json":
+        (source / files).write_text(json.dumps(made))
+        change = f"tokenizer={source / files}"
+    else:
+        (source / "vocab.json").write_text(json.dumps(made["model"]["vocab"]))
+        (source / "merges.txt").write_text("\n".join(" ".join(pair) for pair in made["model"]["merges"]))
+        change = "tokenizer=gpt2"
+    text = RECIPE.replace('"tiny", load,', '"tiny", corpus("file"),').replace(
+        "TextSettings\n", "TextSettings, corpus\n", 1
+    )
+    data = data.rename(source / "text.txt")
+    session = begin(tmp_path, change, text=text, data=data)
+    session.train(max_steps=3)
+    data = data.rename(tmp_path / "text.txt")
+    shutil.rmtree(source)
+    trained = load_trained(session.run.path)
+    assert evaluate_run(trained, "val", trained.data(data)).count
+    session, notes = resume(session.run.path, data=data)
+    assert not notes
+    assert session.train() == "finished"
+
+
+def test_characters_that_a_given_tokenizer_does_not_know(tmp_path: Path) -> None:
+    (tmp_path / "abc.json").write_text(json.dumps(Characters.of("abc").to_json()))
+    (tmp_path / "text.txt").write_text("abcñ" * 50)
+    how = TextConfig(tokenizer=str(tmp_path / "abc.json"))
+    with pytest.raises(DataError, match=r"train part: 'ñ' \(U\+00F1\) at position 3 .* --set data\.unknown=skip"):
+        corpus("file")(tmp_path / "text.txt", how)
+    found = corpus("file")(tmp_path / "text.txt", replace(how, unknown="skip"))
+    assert found.tokenizer is not None
+    assert found.tokenizer.decode(found.train) == "abc" * 45
+    assert found.characters == {"train": 135, "validation": 15, "test": 0}
 
 
 def test_a_split_that_is_not_there(tmp_path: Path) -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import cast
 
 from xpformer.array import HostArray
 from xpformer.data.batches import IGNORED, LOSS_ON, WINDOWS, TextBatches
 from xpformer.data.corpora import corpus_data
 from xpformer.data.text import TextData
+from xpformer.data.tokenizers import UNKNOWN, Unknown
 from xpformer.errors import ConfigError, suggest
 from xpformer.layers import Layer
 from xpformer.models.gpt import GPT, GPTConfig
+from xpformer.training.checkpoint import Checkpoint
 from xpformer.training.config import TrainConfig
 from xpformer.training.objective import LanguageModelling
 from xpformer.training.task import Task, model_document
@@ -36,6 +39,8 @@ class TextConfig:
     """Share of the text, behind the training part, that chooses the best weights."""
     test: float = 0.0
     """Share of the text, at its end, that only ``xpformer evaluate --split test`` looks at."""
+    unknown: str = "error"
+    """``skip`` leaves out of the text the characters that a given tokenizer does not know."""
     windows: str = "random"
     """Where training windows begin: at ``random`` places, or where ``sentences`` do."""
     loss_on: str = "all"
@@ -46,7 +51,7 @@ class TextConfig:
     """Of each."""
 
     def __post_init__(self) -> None:
-        for name, options in (("windows", WINDOWS), ("loss_on", LOSS_ON)):
+        for name, options in (("unknown", UNKNOWN), ("windows", WINDOWS), ("loss_on", LOSS_ON)):
             if getattr(self, name) not in options:
                 raise ConfigError(
                     f"{name} = {getattr(self, name)!r} is unknown; {suggest(getattr(self, name), options)}"
@@ -76,6 +81,7 @@ def corpus(name: str) -> Callable[[Path | None, TextConfig], TextData]:
             vocabulary=how.vocabulary or None,
             validation=how.validation,
             test=how.test,
+            unknown=cast("Unknown", how.unknown),
         )
 
     return load
@@ -93,6 +99,13 @@ class TextTask(Task[TextSettings, TextData]):
     def load(self, load_data: Callable[..., object], folder: Path | None, settings: TextSettings, seed: int) -> object:
         """``load_data(folder or None, settings.data)``."""
         return load_data(folder, settings.data)
+
+    def remembered(self, settings: TextSettings, saved: Checkpoint) -> TextSettings:
+        """With the tokenizer that the checkpoint holds in place of files, which may have gone."""
+        outside = settings.data.tokenizer == "gpt2" or settings.data.tokenizer.endswith(".json")
+        if not outside or "tokenizer.json" not in saved.documents:
+            return settings
+        return replace(settings, data=replace(settings.data, tokenizer=str(saved.directory / "tokenizer.json")))
 
     def fit(self, settings: TextSettings, data: TextData) -> TextSettings:
         """The settings with the vocabulary of the data; the text has to be longer than the context."""
