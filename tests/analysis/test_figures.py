@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 
 from xpformer.analysis import figures
-from xpformer.analysis.figures import confusion_figure, misclassified_grid, predictions_grid, training_curves
+from xpformer.analysis.figures import (
+    compared_losses,
+    confusion_figure,
+    misclassified_grid,
+    predictions_grid,
+    training_curves,
+)
 from xpformer.data.images import ImageSet
 from xpformer.errors import ConfigError, DataError
 from xpformer.training.metrics import Evaluation, confusion_matrix
@@ -89,6 +95,15 @@ def test_an_empty_log_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nothing to draw"):
         training_curves([{"event": "end", "step": 0, "reason": "stopped"}], tmp_path / "curves.png")
     assert not list(tmp_path.iterdir())
+
+
+def test_losses_of_several_runs(tmp_path: Path) -> None:
+    logs = {f"run {i}": log(scale=1 / i) for i in (1, 2, 3)}
+    picture = pixels(compared_losses(logs, tmp_path / "losses.png"))
+    assert near(picture, np.array([68, 1, 84])) > 200  # the first of viridis
+    assert near(pixels(compared_losses({"one": log()}, tmp_path / "one.png")), np.array([68, 1, 84])) > 200
+    with pytest.raises(DataError, match="nothing to draw of early, its log holds no evaluation"):
+        compared_losses({"early": log(steps=3)}, tmp_path / "none.png")
 
 
 def test_smoothing_keeps_a_constant_and_leaves_out_what_is_not_finite() -> None:

@@ -69,6 +69,12 @@ def test_growth(home: Path) -> None:
     assert "is finished at step 6" in xpformer("resume", "deep", cwd=home).stderr
 
 
+def test_plot_losses(home: Path) -> None:
+    assert "picture: both.png" in xpformer("plot", "losses", RUN, RUN, "--to", "both.png", cwd=home).stderr
+    assert (home / "both.png").is_file()
+    assert "nowhere: does not exist" in error_of("plot", "losses", RUN, "nowhere", cwd=home)
+
+
 def test_plot_attention(home: Path) -> None:
     said = xpformer("plot", "attention", RUN, "--prompt", "xyz a", "--to", "pictures", cwd=home).stderr
     assert said == "picture: pictures/attention_1.png\n"

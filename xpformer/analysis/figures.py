@@ -104,6 +104,36 @@ def training_curves(records: Sequence[Record], path: Path, *, title: str = "") -
     return save_figure(figure, path)
 
 
+def compared_losses(logs: Mapping[str, Sequence[Record]], path: Path, *, title: str = "") -> Path:
+    """The validation loss of several runs over their steps, each line named at its end, from the highest to the lowest.
+
+    Args:
+        logs: name of a run to the records of its ``log.jsonl``.
+        path: of the PNG file.
+        title: above the picture.
+    """
+    figure = new_figure(9, 5.4, title)
+    axes = figure.subplots()
+    ends = []
+    for number, (name, records) in enumerate(logs.items()):
+        checks = [r for r in records if r["event"] == "evaluation" and r.get("split", "validation") == "validation"]
+        if not checks:
+            raise DataError(f"{path}: there is nothing to draw of {name}, its log holds no evaluation")
+        x, y = _series(checks, "loss")
+        colour = matplotlib().colormaps["viridis"](0.9 * number / max(1, len(logs) - 1))
+        axes.plot(x, y, color=colour, linewidth=1.8, marker="o", markersize=4, markeredgewidth=0)
+        ends.append((y[-1], x[-1], f"{name}  {y.min():.3f}", colour))
+    low, high = axes.get_ylim()
+    place = math.inf
+    for value, step, text, colour in sorted(ends, reverse=True):  # names that would overlap move down
+        place = min(value, place - 0.045 * (high - low))
+        at = (step, place)
+        axes.annotate(text, at, xytext=(8, 0), textcoords="offset points", va="center", color=colour, fontsize=10)
+    axes.set_xlabel("step", color=INK)
+    style_axes(axes, "validation loss (nats), and the lowest of each run")
+    return save_figure(figure, path)
+
+
 def _curve(axes: Any, records: Sequence[Record], key: str, place: Place = _as_is) -> None:
     """The values as logged, light, and their running mean, dark."""
     x, y = _series(records, key)

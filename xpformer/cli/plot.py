@@ -32,7 +32,26 @@ def plot() -> None:
     Examples:
       xpformer plot attention runs/gpt-shakespeare-1 --prompt "To be, or not to be"
       xpformer plot attention runs/vit-digits-1 --index 3
+      xpformer plot losses runs/bigram runs/attention runs/depth
     """
+
+
+@plot.command(cls=Command)
+@click.argument("runs", type=DIRECTORY, metavar="RUN...", nargs=-1, required=True)
+@click.option("--to", type=DIRECTORY, metavar="FILE", default="losses.png", show_default=True, help="The picture.")
+def losses(runs: tuple[Path, ...], to: Path) -> None:
+    """The validation losses of several runs in one picture.
+
+    Examples:
+      xpformer plot losses runs/gpt-ladder-1 runs/gpt-ladder-2 --to ladder.png
+    """
+    from xpformer.analysis.figures import compared_losses
+    from xpformer.training.log import Log
+    from xpformer.training.run import Run
+
+    opened = [Run.open(path) for path in runs]
+    logs = {run.path.name: list(Log.read(run.log_path)) for run in opened}
+    say(f"picture: {compared_losses(logs, to)}")
 
 
 @plot.command(cls=Command)
