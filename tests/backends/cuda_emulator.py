@@ -121,6 +121,8 @@ class EmulatedModule:
         def call(grid: tuple[int, ...], block: tuple[int, ...], arguments: tuple[Any, ...]) -> None:
             assert len(arguments) == len(kinds), f"{name} takes {len(kinds)} arguments, got {len(arguments)}"
             assert min(grid) > 0, f"{name}: an empty grid cannot be launched"
+            assert grid[0] < 2**31
+            assert grid[-1] <= 65_535 or len(grid) == 1, f"{name}: {grid} is more than a GPU takes"
             assert block[0] % 32 == 0
             assert block[0] <= 1024
             values = [_value(name, *pair) for pair in zip(self.parameters[name], arguments, strict=True)]
