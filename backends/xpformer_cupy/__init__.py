@@ -131,7 +131,7 @@ def _status() -> Status:
     try:
         one = cupy.ones((8, 8), dtype=cupy.float32)
         float((one @ one).sum())
-    except (ImportError, OSError, RuntimeError) as error:
+    except (ImportError, OSError, RuntimeError, cupy.cuda.compiler.CompileException) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         repair = f'pip install "cupy-cuda{version // 1000}x[ctk]"'
         return Status(False, f"a component of {cuda} is missing or does not work: {reason}", repair)

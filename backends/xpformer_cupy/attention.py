@@ -51,7 +51,7 @@ def forward(
     dropout_key: MaskKey | None = None,
 ) -> tuple[Array, AttentionSaved]:
     """``Y = softmax(scale Q Kᵀ) V``."""
-    factor = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
+    factor = 1.0 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
     q, k, v = _heads(query), _heads(key), _heads(value)  # (B, H, T, d)
     batch, heads, length, _ = q.shape
     weights = product(q, k.swapaxes(2, 3), empty(q, (batch, heads, length, k.shape[2])), factor)  # (1)

@@ -23,6 +23,9 @@ BLOCK = 256
 
 REALS = {"float32": "float", "float64": "double"}
 
+TF32_MATH = 3
+"""``CUBLAS_TF32_TENSOR_OP_MATH``, which CuPy's bindings do not name."""
+
 
 def source(file: str, dtype: str) -> str:
     """The text of a module: what ``real`` is, what all kernels share, and ``file``.cu."""
@@ -108,7 +111,7 @@ def _gemm_batched(
     handle = cupy.cuda.device.get_cublas_handle()
     rounded = like.dtype == np.float32 and linalg.get_compute_type(like.dtype) == linalg.COMPUTE_TYPE_TF32
     if rounded:
-        cublas.setMathMode(handle, cublas.CUBLAS_TF32_TENSOR_OP_MATH)
+        cublas.setMathMode(handle, TF32_MATH)
     try:
         one, zero = factors.ctypes.data, factors.ctypes.data + factors.itemsize
         operands = (one, a.data.ptr, lda, b.data.ptr, ldb, zero, c.data.ptr, ldc)

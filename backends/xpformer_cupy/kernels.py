@@ -46,7 +46,8 @@ def adam_step(
 ) -> tuple[Any, Any, Any]:
     """The update of :func:`xpformer.optim.adam.adam_step`, written into p, m and v, which are returned."""
     if p.size:
-        numbers = (float(lr), float(weight_decay), decoupled, beta1, beta2, eps, correction1, correction2)
+        rest = map(float, (beta1, beta2, eps, correction1, correction2))
+        numbers = (float(lr), float(weight_decay), decoupled, *rest)
         arguments = (p, g, m, v, p.size, *_switches(p, scale, finite), *numbers)
         launch("optim", "adam_step", p, elements(p.size), BLOCK, *arguments)
     return p, m, v

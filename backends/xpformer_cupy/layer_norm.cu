@@ -43,8 +43,8 @@ extern "C" __global__ void layer_norm_columns(
     const real* dy, const real* normalized, real* sums, i64 rows, i64 width, i64 rows_a_part
 ) {
     __shared__ real shared[2][8][WARP + 1];  // one more, so that a column does not lie in one bank
-    i64 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, column = (i64)blockIdx.x * WARP + lane;
-    i64 start = (i64)blockIdx.y * rows_a_part, stop = start + rows_a_part < rows ? start + rows_a_part : rows;
+    i64 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, column = (i64)blockIdx.y * WARP + lane;
+    i64 start = (i64)blockIdx.x * rows_a_part, stop = start + rows_a_part < rows ? start + rows_a_part : rows;
     real product = 0, sum = 0;
     if (column < width) {
         for (i64 row = start + warp; row < stop; row += 8) {
@@ -59,6 +59,6 @@ extern "C" __global__ void layer_norm_columns(
     if (warp < 2 && column < width) {
         real total = 0;
         for (int k = 0; k < 8; k++) total += shared[warp][k][lane];
-        sums[(warp * gridDim.y + blockIdx.y) * width + column] = total;
+        sums[(warp * gridDim.x + blockIdx.x) * width + column] = total;
     }
 }

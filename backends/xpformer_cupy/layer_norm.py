@@ -29,7 +29,7 @@ def forward(x: Any, weight: Any, bias: Any = None, *, eps: float = 1e-5) -> tupl
     rows, width = rows_of(x)
     y, normalized, inv_std = empty(x), empty(x), empty(x, (*x.shape[:-1], 1))
     arrays = (x, scale, shift, y, normalized, inv_std)
-    launch("layer_norm", "layer_norm_forward", x, rows, row_threads(width), *arrays, width, eps)
+    launch("layer_norm", "layer_norm_forward", x, rows, row_threads(width), *arrays, width, float(eps))
     return y, LayerNormSaved(normalized, inv_std, weight, bias is not None)
 
 
@@ -45,7 +45,7 @@ def backward(dy: Any, saved: LayerNormSaved, *, need: Need = None) -> tuple[Arra
     if needs(need, "weight") or (saved.has_bias and needs(need, "bias")):
         parts = -(-rows // ROWS)
         sums = empty(dy, (2, parts, width))
-        grid = (-(-width // 32), parts)
+        grid = (parts, -(-width // 32))  # the first number of a grid may be large, the second not above 65,535
         launch("layer_norm", "layer_norm_columns", dy, grid, BLOCK, dy, saved.normalized, sums, rows, width, ROWS)
         totals = namespace(dy).sum(sums, axis=1)
         dweight = totals[0, ...] if needs(need, "weight") else None

@@ -275,6 +275,26 @@ def test_sums_over_many_rows(emulated: Backend, rng: np.random.Generator) -> Non
         assert np.abs(a - b).max() <= 1e-12 * np.abs(b).max()
 
 
+def test_whole_numbers_where_a_kernel_takes_fractions(emulated: Backend, rng: np.random.Generator) -> None:
+    """Passed as they are, a GPU would read the bits of an integer as those of a double."""
+    x, weight = rng.standard_normal((2, 3, 4, 5)), rng.standard_normal(5)
+    for name, arrays, options in (("layer_norm", (x, weight), {"eps": 1}), ("attention", (x, x, x), {"scale": 2})):
+        op, pair = OPERATIONS[name], PAIRS[name][0]
+        ours, saved = pair.forward(*arrays, **options)
+        theirs, exact = op.portable.forward(*arrays, **options)
+        pairs = [(ours, theirs), *zip(pair.backward(x, saved), op.portable.backward(x, exact), strict=True)]
+        for a, b in pairs:
+            assert (a is None) == (b is None)
+            assert a is None or np.abs(a - b).max() <= 1e-12 * np.abs(b).max()
+    p = np.abs(rng.standard_normal(7))
+    options = {"lr": 1, "weight_decay": 1, "decoupled": True, "beta1": 0, "beta2": 0, "eps": 1}
+    options |= {"correction1": 1, "correction2": 1}
+    expected = ALL_KERNELS["adam_step"].portable(p, p, p, p, **options)
+    found = KERNELS["adam_step"](p.copy(), p, p.copy(), p.copy(), **options)
+    for a, b in zip(found, expected, strict=True):
+        assert np.abs(a - b).max() <= 1e-12
+
+
 def test_a_flag_and_a_factor_on_the_device(emulated: Backend, rng: np.random.Generator) -> None:
     """As the trainer gives them where reading would wait: 0-d arrays; the factor in another dtype too."""
     p, g, m, v = (np.abs(rng.standard_normal(70)).astype(np.float32) for _ in range(4))
@@ -378,7 +398,11 @@ class CUDARuntimeError(RuntimeError):
     """As CuPy's."""
 
 
-def fake_cupy(*, driver: int = 13000, devices: int | str = 1, broken: str = "") -> Any:
+class CompileException(Exception):  # noqa: N818 - as it is called there
+    """As CuPy's, which is no RuntimeError."""
+
+
+def fake_cupy(*, driver: int = 13000, devices: int | str = 1, broken: Exception | None = None) -> Any:
     """As much of CuPy as the backend's status asks for."""
 
     def count() -> int:
@@ -388,7 +412,7 @@ def fake_cupy(*, driver: int = 13000, devices: int | str = 1, broken: str = "") 
 
     def ones(shape: tuple[int, int], dtype: Any) -> Any:
         if broken:
-            raise ImportError(broken)
+            raise broken
         return np.ones(shape, dtype)
 
     runtime = SimpleNamespace(
@@ -398,9 +422,12 @@ def fake_cupy(*, driver: int = 13000, devices: int | str = 1, broken: str = "") 
         getDeviceCount=count,
         getDeviceProperties=lambda _: {"name": b"NVIDIA H200"},
     )
+    compiler = SimpleNamespace(CompileException=CompileException)
     module = ModuleType("cupy")
     module.__spec__ = SimpleNamespace(name="cupy")  # type: ignore[assignment]
-    module.__dict__.update(__version__="14.2.0", cuda=SimpleNamespace(runtime=runtime), ones=ones, float32=np.float32)
+    module.__dict__.update(
+        __version__="14.2.0", cuda=SimpleNamespace(runtime=runtime, compiler=compiler), ones=ones, float32=np.float32
+    )
     return module
 
 
@@ -417,8 +444,13 @@ STATES = {
     ),
     "no GPU": ({"devices": "cudaErrorNoDevice: ..."}, "the NVIDIA driver shows no GPU", "CUDA_VISIBLE_DEVICES"),
     "no cuBLAS": (
-        {"broken": 'Failure finding "libcublasLt.so.13"\nmore'},
+        {"broken": ImportError('Failure finding "libcublasLt.so.13"\nmore')},
         'a component of CUDA 13.0 is missing or does not work: Failure finding "libcublasLt.so.13"',
+        'pip install "cupy-cuda13x[ctk]"',
+    ),
+    "no headers": (
+        {"broken": CompileException('cannot open source file "cuda_fp16.h"')},
+        "a component of CUDA 13.0 is missing or does not work: cannot open source file",
         'pip install "cupy-cuda13x[ctk]"',
     ),
     "well": ({}, "CuPy 14.2.0, CUDA 13.0, NVIDIA H200", ""),
@@ -547,7 +579,6 @@ def test_the_call_of_cublas(
         sgemmBatched=partial(gemm, "float32"),
         dgemmBatched=partial(gemm, "float64"),
         setMathMode=lambda _, mode: modes.append(mode),
-        CUBLAS_TF32_TENSOR_OP_MATH=3,
         CUBLAS_DEFAULT_MATH=0,
     )
     libraries.__dict__.update(cublas=cublas)
