@@ -35,6 +35,7 @@ def recipe() -> Recipe:
         },
         default="nanogpt-baby",
         load_data=corpus("shakespeare"),
+        figures="validation loss, mean of 3 seeds: nanogpt-baby 1.904, quarter 1.475",
         task=TEXT,
     )
 

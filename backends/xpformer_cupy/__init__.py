@@ -118,7 +118,7 @@ def _status() -> Status:
         count = runtime.getDeviceCount()
     except runtime.CUDARuntimeError as error:
         if driver == 0:
-            repair = "install the NVIDIA driver of this machine's GPU (nvidia-smi then shows it)"
+            repair = "sudo ubuntu-drivers install (or your system's package of it); nvidia-smi then shows the GPU"
             return Status(False, f"CuPy {cupy.__version__} finds no NVIDIA driver", repair)
         if "InsufficientDriver" in str(error):
             has = f"CUDA {driver // 1000}.{driver % 1000 // 10}"
@@ -126,7 +126,7 @@ def _status() -> Status:
             return Status(False, f"the NVIDIA driver is for {has}, CuPy needs {cuda}", repair)
         count = 0
     if count == 0:
-        repair = "look at nvidia-smi, and at CUDA_VISIBLE_DEVICES, which can hide it"
+        repair = "unset CUDA_VISIBLE_DEVICES, and see nvidia-smi -L"
         return Status(False, "the NVIDIA driver shows no GPU", repair)
     try:
         one = cupy.ones((8, 8), dtype=cupy.float32)

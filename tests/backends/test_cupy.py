@@ -435,7 +435,7 @@ STATES = {
     "no driver": (
         {"driver": 0, "devices": "cudaErrorInsufficientDriver: ..."},
         "finds no NVIDIA driver",
-        "install the",
+        "sudo ubuntu-drivers install",
     ),
     "old driver": (
         {"driver": 12040, "devices": "cudaErrorInsufficientDriver: ..."},

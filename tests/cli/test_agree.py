@@ -149,3 +149,12 @@ def test_every_mistake_is_a_backend() -> None:
     assert len(MISTAKES) >= 10
     for name in MISTAKES:
         assert backend.get_backend(f"wrong:{name}").spec == f"wrong:{name}"
+
+
+@pytest.mark.parametrize(
+    "line", ["agree bands.py --backends numpy,numpy:portable", "diverge numpy numpy:portable bands.py"]
+)
+def test_what_cannot_be_written_is_said_before_the_work(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for option in ("--json", "--figure")[: 2 if line.startswith("agree") else 1]:
+        _, err = xpformer(f"{line} {option} bands.py/x.json", capsys, code=2)
+        assert "bands.py/x.json: cannot be written" in err

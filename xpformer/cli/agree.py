@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from xpformer.cli.shell import DIRECTORY, Command, data_option, jsonable, print_json, say, show
+from xpformer.cli.shell import DIRECTORY, Command, check_writable, data_option, jsonable, print_json, say, show
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -91,6 +91,7 @@ def agree(
     from xpformer.analysis.subject import load_subject
 
     backends = _backends(specs.split(","))
+    _check(document, figure)
     subject = load_subject(source, preset=preset, changes=changes, data=data, seed=seed, batch=batch)
     found = compare(subject, backends, dtype=dtype, steps=steps)
     right = sum(row.ok for row in found.rows)
@@ -108,6 +109,12 @@ def _backends(specs: Sequence[str]) -> list[Backend]:
     from xpformer.backend import get_backend
 
     return [get_backend(spec.strip()) for spec in specs]
+
+
+def _check(*files: Path | None) -> None:
+    for file in files:
+        if file not in (None, Path("-")):
+            check_writable(file)
 
 
 def _write(file: Path | None, document: object, *shown: RenderableType) -> None:
@@ -178,6 +185,7 @@ def diverge(
     from xpformer.analysis.subject import load_subject
 
     a, b = _backends([first, second])
+    _check(document)
     subject = load_subject(source, preset=preset, changes=changes, data=data, seed=seed, batch=batch)
     found = search(subject, a, b, dtype=dtype, steps=steps)
     _write(document, found.to_dict(), *_report(found))

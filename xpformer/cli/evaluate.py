@@ -9,6 +9,7 @@ import click
 from xpformer.cli.shell import (
     Command,
     backend_option,
+    check_writable,
     data_option,
     json_option,
     matmul_option,
@@ -73,7 +74,7 @@ def evaluate(
         shown.check_csv(csv)
     loaded = trained.data(data)
     if csv is not None:
-        _check_writable(csv)  # before the split is used
+        check_writable(csv)  # before the split is used
     result = evaluate_run(trained, split, loaded, threads=threads)
     if csv is not None:
         say(f"table per class in {shown.write_csv(result, csv)}")
@@ -87,14 +88,3 @@ def evaluate(
 
         uses = sum(record["event"] == "test" for record in Log.read(trained.run.log_path))
         say(f"the test split was used {uses} time{'s' * (uses > 1)} by this run; each is in {trained.run.log_path}")
-
-
-def _check_writable(file: Path) -> None:
-    """Raise :class:`DataError` where ``file`` could not be written."""
-    from xpformer.errors import DataError
-
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.open("a").close()
-    except OSError as error:
-        raise DataError(f"{file}: cannot be written: {error.strerror or error}; name another file") from error

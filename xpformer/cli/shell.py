@@ -111,6 +111,17 @@ def fail(message: str, code: int) -> int:
     return code
 
 
+def check_writable(file: Path) -> None:
+    """Raise :class:`DataError` where ``file`` could not be written: before the work, not after it."""
+    from xpformer.errors import DataError
+
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.open("a").close()
+    except OSError as error:
+        raise DataError(f"{file}: cannot be written: {error.strerror or error}; name another file") from error
+
+
 def plain_output(stream: Any) -> bool:
     """Whether ``stream`` takes plain lines only: no terminal, ``TERM=dumb`` or ``NO_COLOR``."""
     return not stream.isatty() or os.environ.get("TERM") == "dumb" or bool(os.environ.get("NO_COLOR"))
