@@ -107,5 +107,5 @@ def data_dir() -> Path:
     """The folder with the four MNIST files."""
     folder = os.environ.get("XPFORMER_DATA")
     if not folder:
-        pytest.skip("set XPFORMER_DATA to a folder with the MNIST files")
+        pytest.skip("set XPFORMER_DATA to a folder with the data sets")
     return Path(folder)

@@ -73,7 +73,7 @@ data_option = click.option(
     "--data",
     type=DIRECTORY,
     metavar="DIR",
-    help="Folder of the data set; default: $XPFORMER_DATA, else the user cache.",
+    help="Folder of the data set, or a text; default: $XPFORMER_DATA, else the user cache.",
 )
 backend_option = click.option(
     "--backend", metavar="NAME", help="Array library and device, such as numpy or torch:cuda:0; see xpformer backends."
