@@ -18,6 +18,7 @@ from xpformer.functional._op import Need, Pair, needs
 from xpformer.functional.dropout import DropoutSaved
 from xpformer.rng import MaskKey
 from xpformer_numpy._common import Floats, are_floats, blocks
+from xpformer_numpy._share import in_blocks
 
 Words = np.ndarray[Any, np.dtype[np.uint32]]
 
@@ -50,7 +51,12 @@ def keep_bits(first: int, rate: float, key: MaskKey, out: Any) -> None:
         _mix(bits, other)
         bits ^= np.uint32(high & 0xFFFFFFFF) ^ np.uint32(key.word1)
         _mix(bits, other)
-        np.greater_equal(bits, np.uint32(min(round(rate * 2**32), 2**32 - 1)), out=out[block])
+        np.greater_equal(bits, np.uint32(threshold(rate)), out=out[block])
+
+
+def threshold(rate: float) -> int:
+    """The least bits of an element that is kept."""
+    return min(round(rate * 2**32), 2**32 - 1)
 
 
 def dropped(x: Any, keep: Any, scale: float) -> Floats:
@@ -65,9 +71,12 @@ def forward(x: Any, *, rate: float, key: MaskKey) -> tuple[Array, DropoutSaved]:
     first = first_index(x.shape, key)
     flat, y, keep = x.reshape(-1), np.empty(x.size, x.dtype), np.empty(x.size, np.bool_)
     scale = 1.0 / (1.0 - rate)
-    for block in blocks(x.size):
+
+    def work(block: slice) -> None:
         keep_bits(first + block.start, rate, key, keep[block])
         y[block] = dropped(flat[block], keep[block], scale)
+
+    in_blocks(work, x.size)
     return y.reshape(x.shape), DropoutSaved(keep.reshape(x.shape), scale)
 
 

@@ -164,13 +164,16 @@ class Context:
         into = {n: slot for n in pair.into if n in trainable and (slot := grads.slot(trainable[n])) is not None}
         if self.observer is not None:
             self.observer.before(path, op, "backward")
-        extra = {"into": into} if into else {}
+        onto = {n: slot for n in pair.onto if n in trainable and (slot := grads.held(trainable[n])) is not None}
+        extra = {k: slots for k, slots in (("into", into), ("onto", onto)) if slots}
         results = pair.backward(dy, saved, need=frozenset((*wanted, *trainable)), **extra)
         gradients = dict(zip(op.arguments, results, strict=False))
         del saved, results  # memory falls here, before the next layer allocates
         for name, parameter in trainable.items():
             if name in into and gradients[name] is into[name]:
                 grads.filled(parameter)
+            elif name in onto and gradients[name] is onto[name]:
+                continue
             elif (gradient := gradients[name]) is not None:
                 grads.add(parameter, gradient)
         if self.observer is not None:
