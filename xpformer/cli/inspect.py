@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xpformer.cli.shell import Command, backend_option, json_option, print_json, say, show
+from xpformer.cli.shell import (
+    Command,
+    backend_option,
+    changes_option,
+    depth_option,
+    json_option,
+    preset_option,
+    print_json,
+    say,
+    show,
+)
 
 if TYPE_CHECKING:
     from xpformer.layers import Layer
@@ -16,10 +26,10 @@ if TYPE_CHECKING:
 
 @click.command(cls=Command)
 @click.argument("source", metavar="RECIPE|RUN")
-@click.option("--preset", metavar="NAME", help="Named settings of the recipe.")
-@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a setting; may be repeated.")
+@preset_option
+@changes_option
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Samples in the pass.")
-@click.option("--depth", type=click.IntRange(min=0), metavar="N", help="Levels of layers to show; default: all.")
+@depth_option
 @backend_option
 @json_option
 def summary(

@@ -69,6 +69,18 @@ class Shell(click.Group):
 
 DIRECTORY = click.Path(file_okay=True, path_type=Path)  # the library says what is wrong with a path
 
+preset_option = click.option("--preset", metavar="NAME", help="Named settings of the recipe; see xpformer recipes.")
+changes_option = click.option(
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change a setting; may be repeated. xpformer summary RECIPE --json lists every key.",
+)
+dtype_option = click.option("--dtype", default="float32", show_default=True, help="float32 or float64.")
+depth_option = click.option(
+    "--depth", type=click.IntRange(min=0), metavar="N", help="Levels of layers to show; default: all."
+)
 data_option = click.option(
     "--data",
     type=DIRECTORY,

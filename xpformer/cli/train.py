@@ -13,8 +13,11 @@ from xpformer.cli.shell import (
     DIRECTORY,
     Command,
     backend_option,
+    changes_option,
     data_option,
+    dtype_option,
     matmul_option,
+    preset_option,
     run_argument,
     say,
     show,
@@ -34,17 +37,11 @@ max_steps_option = click.option(
 
 @click.command(cls=Command)
 @click.argument("recipe")
-@click.option("--preset", metavar="NAME", help="Named settings of the recipe; see xpformer recipes.")
-@click.option(
-    "--set",
-    "changes",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Change a setting; may be repeated. xpformer summary RECIPE --json lists every key.",
-)
+@preset_option
+@changes_option
 @backend_option
 @matmul_option
-@click.option("--dtype", default="float32", show_default=True, help="float32 or float64.")
+@dtype_option
 @data_option
 @click.option("--out", type=DIRECTORY, metavar="DIR", help="Directory of the run; default: runs/RECIPE-1, -2, ...")
 @click.option(

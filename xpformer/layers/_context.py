@@ -41,8 +41,11 @@ class Entry(NamedTuple):
 class Observer:
     """Sees what happens in a pass.  Subclass it and override what you want to see; it must not write the arrays.
 
-    Summary, attention pictures and the hunt for a non-finite tensor are observers.
+    Summary, profile, attention pictures and the hunt for a non-finite tensor are observers.
     """
+
+    def phase(self, name: str) -> None:
+        """A training step goes on to its next part, one of ``PHASES`` of the trainer, in this thread."""
 
     def enter(self, layer: Layer, direction: str) -> None:
         """A layer's ``forward`` or ``backward`` begins."""

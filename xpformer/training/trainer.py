@@ -54,6 +54,14 @@ class Batches(Protocol):
         """Inputs and targets ``start`` to ``stop`` of a split, in its order."""
 
 
+PHASES = ("shares", "sum", "norm", "optimizer", "average", "read")
+"""The parts of a step that an observer is told of: the threads' shares of the batch, the sum of their gradients, its
+norm and the check of it, the update, the average of the weights, and reading the loss."""
+SHARE_PHASES = ("gradients", "data", "model", "done")
+"""The parts of a thread's share: its slots of gradients, its samples, forward and backward with the loss, its end."""
+_UNSEEN = Observer()
+
+
 @dataclass(frozen=True)
 class StepResult:
     """What one update did."""
@@ -145,17 +153,24 @@ class Trainer:
         start = time.perf_counter()
         index = self.progress.step
         lr = self.schedule(index)
+        phase = (self.observer or _UNSEEN).phase
+        phase("shares")
         with self.workers.step():
             tallies = self._forward_backward(index, self.observer)
+            phase("sum")
             total = Tally(sum(t.loss for t in tallies), sum(t.correct for t in tallies))
             segments = self._reduce()
+            phase("norm")
             norm = global_norm(self.store, segments, run=self.workers.run, parts=self.threads)
             finite = self._check(total.loss, norm, index)
             scale = clip_scale(norm, self.config.clip) if self.config.clip else 1.0
             run, parts = self.workers.run, self.threads
+            phase("optimizer")
             self.optimizer.step(segments, lr=lr, step=index + 1, scale=scale, finite=finite, run=run, parts=parts)
             if self.ema is not None:
+                phase("average")
                 self.ema.update(index + 1, finite=finite, run=run, parts=parts)
+            phase("read")
         self.progress.step = index + 1
         if not read:
             return StepResult(index + 1, math.nan, math.nan, lr, math.nan, time.perf_counter() - start)
@@ -166,20 +181,26 @@ class Trainer:
     def _forward_backward(self, index: int, observer: Observer | None) -> list[Tally]:
         """Every thread's share of the batch of step ``index``, its gradients in the thread's slots."""
         shares = spans(self.batches.batch_size, self.threads)
+        phase = (observer or _UNSEEN).phase
 
         def share(worker: int) -> Callable[[], list[Tally]]:
             def work() -> list[Tally]:
                 gradients, whole = self.gradients[worker], shares[worker]
+                phase("gradients")
                 gradients.reset()
                 tallies = []
                 for part in spans(whole.stop - whole.start, self.config.accumulate):
+                    phase("data")
                     first, last = whole.start + part.start, whole.start + part.stop
                     host_x, host_y = self.batches.train(index, first, last)
                     x, y = _to_device(self.model, host_x), self.backend.asarray(host_y)
+                    phase("model")
                     rng = Rng(self.seed, index, first)
                     ctx = Context(self.backend, rng=rng, grads=gradients, observer=observer)
                     tallies.append(self.objective.forward_backward(self.model, x, y, ctx, self.batches.targets))
+                phase("gradients")
                 gradients.finish()
+                phase("done")
                 return tallies
 
             return work
