@@ -8,6 +8,8 @@ Everything is observed in one real forward and backward pass, nothing is compute
   saved tuples often name one array, or two views of it (query, key and value lie in the output of one projection), so
   memory is counted by buffer, once, for the layer that kept it first, and whole even where a view shows a part of it:
   the view keeps all of it alive.  What is there without the tape does not count: parameters, constants and the input.
+- With **recomputation** a block keeps its input alone; its second forward counts as backward, and what it keeps then,
+  one block at a time, is not in the bytes kept.
 - The loss is no part of the model and not in these numbers.
 """
 
@@ -84,6 +86,7 @@ class Summary:
     backend: str
     trainable: int
     """Parameters that get a gradient."""
+    recompute: bool = False
 
     @property
     def total(self) -> Cost:
@@ -104,6 +107,7 @@ class Summary:
             "dtype": self.dtype,
             "backend": self.backend,
             "trainable": self.trainable,
+            "recompute": self.recompute,
             "flops": self.flops,
             "total": asdict(self.total),
             "layers": rows,
@@ -128,6 +132,8 @@ class Summary:
             shown = _fold(shown, names)
         shape = _times((self.batch, *self.input_shape))
         notes = ["numbers include the layers below; FLOPs of matrix products; kept: bytes that wait for the backward"]
+        if self.recompute:
+            notes.append("recomputed: blocks keep their input, their second forward is in backward")
         if hidden := len(rows) - sum(idle or not r.idle for r in rows):
             notes.append(f"{hidden} layer{'s' * (hidden > 1)} that did nothing (dropout at rate 0) not shown")
         table = Table(
@@ -158,7 +164,9 @@ class Summary:
         return self.trainable == self.total.parameters
 
 
-def summarize(model: Layer, input_shape: Sequence[int], ids: int = 0, *, batch: int = 1) -> Summary:
+def summarize(
+    model: Layer, input_shape: Sequence[int], ids: int = 0, *, batch: int = 1, recompute: bool = False
+) -> Summary:
     """Run ``model`` forward and backward once on random input and report each layer.
 
     The model must stand on a backend; its weights are not changed.  Its gradients are taken as in training, with
@@ -169,6 +177,7 @@ def summarize(model: Layer, input_shape: Sequence[int], ids: int = 0, *, batch: 
         input_shape: of one sample, such as (C, H, W).
         ids: where the input holds ids, as of tokens, how many there are; 0 for real numbers.
         batch: number of samples.
+        recompute: whether the blocks keep their input alone and run again in the backward.
     """
     backend = model.backend
     draw, shape = host_generator(0, "summary"), (batch, *input_shape)
@@ -178,7 +187,7 @@ def summarize(model: Layer, input_shape: Sequence[int], ids: int = 0, *, batch: 
         else backend.asarray(draw.standard_normal(shape, dtype="float32"), model.dtype)
     )
     observer = _Costs()
-    ctx = Context(backend, rng=Rng(0), grads=model.gradients(), observer=observer)
+    ctx = Context(backend, rng=Rng(0), grads=model.gradients(), observer=observer, recompute=recompute)
     y = model.forward(x, ctx)
     kept = _kept(ctx, [x, *_held(model)])
     xp = backend.xp
@@ -191,7 +200,7 @@ def summarize(model: Layer, input_shape: Sequence[int], ids: int = 0, *, batch: 
         idle = path in observer.idle and own == Cost()
         rows.append(Row(path, type(layer).__name__, observer.shapes.get(path), own, own, idle))
     trainable = model.count_parameters(trainable=True)
-    return Summary(tuple(_totals(rows)), batch, tuple(input_shape), model.dtype, backend.spec, trainable)
+    return Summary(tuple(_totals(rows)), batch, tuple(input_shape), model.dtype, backend.spec, trainable, recompute)
 
 
 class _Costs(Observer):
@@ -203,10 +212,13 @@ class _Costs(Observer):
         self.idle: set[str] = set()
         self._pending: dict[tuple[str, str], list[Flops]] = {}
         self._last: Any = None
+        self._backward = 0  # how many layers' backwards are running
 
     def enter(self, layer: Layer, direction: str) -> None:
         if direction == "forward":
             self.idle.add(layer.path)
+        else:
+            self._backward += 1
 
     def leave(self, layer: Layer, direction: str, value: Any) -> None:
         if direction == "forward":
@@ -215,6 +227,8 @@ class _Costs(Observer):
             if hasattr(value, "shape"):
                 self.shapes[layer.path] = tuple(value.shape)
             self._last = value
+        else:
+            self._backward -= 1
 
     def forward(
         self, path: str, op: Op, pair: Pair, arrays: tuple[Any, ...], options: Mapping[str, Any], y: Any, saved: Any
@@ -223,7 +237,7 @@ class _Costs(Observer):
         self._pending.setdefault((path, op.name), []).append(flops)
         self.idle -= {path[:i] for i in range(len(path) + 1)}
         self._last = y
-        self._add(path, Cost(forward=flops.forward))
+        self._add(path, Cost(backward=flops.forward) if self._backward else Cost(forward=flops.forward))
 
     def backward(self, path: str, op: Op, pair: Pair, dy: Any, gradients: Mapping[str, Any]) -> None:
         flops = self._pending[path, op.name].pop()

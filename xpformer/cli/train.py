@@ -15,6 +15,7 @@ from xpformer.cli.shell import (
     backend_option,
     data_option,
     matmul_option,
+    recompute_option,
     run_argument,
     say,
     show,
@@ -53,6 +54,7 @@ max_steps_option = click.option(
     metavar="RUN",
     help="Start a deeper language model from the blocks of this run; only model.depth may differ.",
 )
+@recompute_option
 @click.option("--seed", type=int, default=0, show_default=True, help="Of weights, order, augmentation and masks.")
 @threads_option
 @max_steps_option
@@ -66,6 +68,7 @@ def train(
     data: Path | None,
     out: Path | None,
     grow_from: Path | None,
+    recompute: bool,
     seed: int,
     threads: int | None,
     max_steps: int | None,
@@ -97,6 +100,7 @@ def train(
         grow_from,
         "highest" if matmul_precision is None else matmul_precision,
     )
+    changes += ("train.recompute=true",) * recompute
     session = start(recipe, options, preset=preset, changes=changes, arguments=sys.argv[1:])
     _train(session, max_steps)
 

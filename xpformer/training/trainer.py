@@ -177,7 +177,9 @@ class Trainer:
                     host_x, host_y = self.batches.train(index, first, last)
                     x, y = _to_device(self.model, host_x), self.backend.asarray(host_y)
                     rng = Rng(self.seed, index, first)
-                    ctx = Context(self.backend, rng=rng, grads=gradients, observer=observer)
+                    ctx = Context(
+                        self.backend, rng=rng, grads=gradients, observer=observer, recompute=self.config.recompute
+                    )
                     tallies.append(self.objective.forward_backward(self.model, x, y, ctx, self.batches.targets))
                 gradients.finish()
                 return tallies
