@@ -1,10 +1,22 @@
 """The fused pairs for NumPy arrays."""
 
 from xpformer.functional._op import Pair
-from xpformer_numpy import attention, conv2d, dropout, embedding, gelu, layer_norm, linear, relu, split_heads, swiglu
+from xpformer_numpy import (
+    attention,
+    attention_tiled,
+    conv2d,
+    dropout,
+    embedding,
+    gelu,
+    layer_norm,
+    linear,
+    relu,
+    split_heads,
+    swiglu,
+)
 
 PAIRS: dict[str, tuple[Pair, ...]] = {
-    "attention": (attention.PAIR,),
+    "attention": (attention_tiled.PAIR, attention.PAIR),
     "conv2d": (conv2d.PAIR,),
     "dropout": (dropout.PAIR,),
     "embedding": (embedding.PAIR,),
