@@ -50,14 +50,17 @@ def covers(
         return False
     fits = key.ndim == query.ndim and key.shape[:-3] == query.shape[:-3] and key.shape[-2:] == query.shape[-2:]
     fits = fits and value.shape[:-1] == key.shape[:-1] and (not causal or key.shape[-3] >= query.shape[-3])
-    if dropout and fits:
-        fits = dropout_key is not None and 0.0 < dropout < 1.0 and one_high_word(_scores(query, key), dropout_key)
-    return fits and are_floats(query, key, value)
+    return fits and can_drop(scores_shape(query, key), dropout, dropout_key) and are_floats(query, key, value)
 
 
-def _scores(query: Array, key: Array) -> tuple[int, ...]:
+def scores_shape(query: Array, key: Array) -> tuple[int, ...]:
     """The shape (..., H, T, S) of the scores."""
     return (*query.shape[:-3], query.shape[-2], query.shape[-3], key.shape[-3])
+
+
+def can_drop(scores: tuple[int, ...], dropout: float, key: MaskKey | None) -> bool:
+    """Whether weights of this shape are dropped by a rate and a key that :func:`keep_bits` takes, or not at all."""
+    return not dropout or (key is not None and 0.0 < dropout < 1.0 and one_high_word(scores, key))
 
 
 class BlockedSaved(NamedTuple):
@@ -113,7 +116,7 @@ def forward(
     tiles = _tiles(length, k.shape[2], causal)
     probabilities = _scores_of(tiles, (count, heads, length, k.shape[2]), q.dtype, whole=bool(dropout))
     y = np.empty((count, length, heads, v.shape[3]), q.dtype)
-    keep_scale, scores = 1.0 / (1.0 - dropout), _scores(query, key)
+    keep_scale, scores = 1.0 / (1.0 - dropout), scores_shape(query, key)
     keep = np.empty(probabilities.shape, np.bool_) if dropout else None
 
     def work(part: slice) -> None:
@@ -144,7 +147,7 @@ def backward(
     probabilities = np.asarray(saved.probabilities)
     probabilities = probabilities.reshape(size(probabilities.shape[:-3]), *probabilities.shape[-3:])
     keep = None if saved.keep is None else np.asarray(saved.keep).reshape(probabilities.shape)
-    dq, dk, dv = _gradients(saved, need)
+    dq, dk, dv = gradient_arrays(saved.query, saved.key, saved.value, need)
     dq_heads, dk_heads, dv_heads = (None if x is None else _heads(x) for x in (dq, dk, dv))
     count, heads, length, keys = probabilities.shape
     seen = keys - length + 1 if saved.causal else None
@@ -238,14 +241,14 @@ def _softmax_gradient(dp: Floats, p: Floats, scale: float, _seen: int | None, ti
         dz *= scale
 
 
-def _gradients(saved: BlockedSaved, need: Need) -> tuple[Floats | None, Floats | None, Floats | None]:
+def gradient_arrays(query: Any, key: Any, value: Any, need: Need) -> tuple[Floats | None, Floats | None, Floats | None]:
     """Where the gradients go: parts of one packed array (..., T, 3, H, d) if they have the same shape."""
-    arrays: dict[str, Any] = {"query": saved.query, "key": saved.key, "value": saved.value}
+    arrays = {"query": query, "key": key, "value": value}
     wanted = {name: x for name, x in arrays.items() if needs(need, name)}
     shapes = {x.shape for x in wanted.values()}
     if len(wanted) == 3 and len(shapes) == 1:
         shape = shapes.pop()
-        packed = np.empty((*shape[:-2], 3, *shape[-2:]), saved.query.dtype)
+        packed = np.empty((*shape[:-2], 3, *shape[-2:]), query.dtype)
         return packed[..., 0, :, :], packed[..., 1, :, :], packed[..., 2, :, :]
     out = [np.empty(x.shape, x.dtype) if name in wanted else None for name, x in arrays.items()]
     return out[0], out[1], out[2]

@@ -45,13 +45,26 @@ def keep_bits(first: int, rate: float, key: MaskKey, out: Any) -> None:
     """Which of the elements from ``first`` on are kept, into booleans (n,): :mod:`xpformer.functional.random_bits`."""
     high, low = divmod(first, _HIGH)
     for block in blocks(out.size):
-        bits = np.arange(low + block.start, low + min(block.stop, out.size), dtype=np.uint32)
-        bits ^= np.uint32(key.word0)
-        other = np.empty_like(bits)
-        _mix(bits, other)
-        bits ^= np.uint32(high & 0xFFFFFFFF) ^ np.uint32(key.word1)
-        _mix(bits, other)
-        np.greater_equal(bits, np.uint32(threshold(rate)), out=out[block])
+        index = np.arange(low + block.start, low + min(block.stop, out.size), dtype=np.uint32)
+        _keep(index, high, rate, key, out[block])
+
+
+def keep_rows(first: int, stride: int, rate: float, key: MaskKey, out: Any) -> None:
+    """The same of a part of a matrix: rows that begin ``stride`` elements apart, into booleans (n, m)."""
+    high, low = divmod(first, _HIGH)
+    n, m = out.shape
+    starts = np.arange(low, low + (n - 1) * stride + 1, stride, dtype=np.uint32)
+    _keep(starts[:, None] + np.arange(m, dtype=np.uint32), high, rate, key, out)
+
+
+def _keep(bits: Words, high: int, rate: float, key: MaskKey, out: Any) -> None:
+    """Whether elements are kept whose indices have these lower words, which are overwritten, and one higher word."""
+    bits ^= np.uint32(key.word0)
+    other = np.empty_like(bits)
+    _mix(bits, other)
+    bits ^= np.uint32(high & 0xFFFFFFFF) ^ np.uint32(key.word1)
+    _mix(bits, other)
+    np.greater_equal(bits, np.uint32(threshold(rate)), out=out)
 
 
 def threshold(rate: float) -> int:

@@ -3,6 +3,7 @@
 from xpformer.functional._op import Pair
 from xpformer_numpy import (
     attention,
+    attention_tiled,
     bias_gelu,
     conv2d,
     cross_entropy,
@@ -20,7 +21,7 @@ from xpformer_numpy import (
 )
 
 PAIRS: dict[str, tuple[Pair, ...]] = {
-    "attention": (attention.PAIR,),
+    "attention": (attention_tiled.PAIR, attention.PAIR),
     "bias_gelu": (bias_gelu.PAIR,),
     "conv2d": (conv2d.PAIR,),
     "cross_entropy": (cross_entropy.PAIR,),

@@ -354,6 +354,19 @@ def test_json_for_programs(home: Path) -> None:
     assert {"subject", "check", "argument", "error", "limit", "ok"} <= checked["checks"][0].keys()
 
 
+def test_recompute(home: Path) -> None:
+    """An option of a run that its settings keep."""
+    out = home / "recomputed"
+    xpformer("train", "vit-digits", *SMALL, "--recompute", "--max-steps", "1", "--out", out, cwd=home)
+    kept, again = (
+        json.loads(xpformer("summary", *what, "--json", cwd=home).stdout) for what in ((RUN,), (RUN, "--recompute"))
+    )
+    of_run = json.loads(xpformer("summary", out, "--json", cwd=home).stdout)
+    assert of_run["settings"]["train"]["recompute"]
+    assert of_run["total"] == again["total"]
+    assert again["total"]["kept"] < kept["total"]["kept"]
+
+
 @pytest.mark.parametrize("spec", ["strict", "torch", "torch:meta"])
 def test_looks_on_another_backend(home: Path, spec: str) -> None:
     backend_or_skip(spec)

@@ -176,6 +176,7 @@ CASES: dict[str, tuple[Case, ...]] = {
         shape_case("one sample", (1, 5, 4, 6), (1, 7, 4, 6), (1, 7, 4, 8)),
         shape_case("one head", (3, 5, 1, 6), (3, 7, 1, 6), (3, 7, 1, 8)),
         shape_case("empty batch", (0, 5, 4, 6), (0, 7, 4, 6), (0, 7, 4, 8)),
+        shape_case("long context", (1, 5, 1, 2), (1, 52500, 1, 2), (1, 52500, 1, 3), causal=True),
         shape_case("sixteen tokens", (2, 16, 4, 16), (2, 16, 4, 16), (2, 16, 4, 16)),
     ),
     "bce_with_logits": (

@@ -49,14 +49,22 @@ class Located(Observer):
 
     def __init__(self) -> None:
         self._running = 0
+        self._undoing = 0
 
     def enter(self, layer: Layer, direction: str) -> None:
         """One layer deeper."""
         self._running += 1
+        self._undoing += direction == "backward"
 
     def leave(self, layer: Layer, direction: str, value: Any) -> None:
         """One layer up."""
         self._running -= 1
+        self._undoing -= direction == "backward"
+
+    @property
+    def again(self) -> bool:
+        """Whether a forward that runs now is the second of a recomputed layer, and so a part of its backward."""
+        return self._undoing > 0
 
     def place(self, path: str, op: Op, pair: Pair) -> Place:
         """Where an operation runs."""
@@ -64,7 +72,7 @@ class Located(Observer):
 
 
 class Counts(Located):
-    """Counts by place."""
+    """Counts by place; the second forward of a recomputed layer counts as backward."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,10 +85,14 @@ class Counts(Located):
         """Its FLOPs; those of its backward wait for it."""
         place, flops = self.place(path, op, pair), op.flops(*arrays, **options)
         self._pending.setdefault(place, []).append((flops, saved))
-        count = self.by_place.setdefault(place, Count())
+        count, moved = self.by_place.setdefault(place, Count()), _moved(arrays, (y, saved))
+        if self.again:
+            count.backward += flops.forward
+            count.backward_bytes += moved
+            return
         count.calls += 1
         count.forward += flops.forward
-        count.forward_bytes += _moved(arrays, (y, saved))
+        count.forward_bytes += moved
 
     def backward(self, path: str, op: Op, pair: Pair, dy: Any, gradients: Mapping[str, Any]) -> None:
         """Its FLOPs, by the gradients that were taken."""

@@ -7,6 +7,8 @@ Everything is observed in one real forward and backward pass, nothing is compute
   saved tuples often name one array, or two views of it (query, key and value lie in the output of one projection), so
   memory is counted by buffer, once, for the layer that kept it first, and whole even where a view shows a part of it:
   the view keeps all of it alive.  What is there without the tape does not count: parameters, constants and the input.
+- With **recomputation** a block keeps its input alone; its second forward counts as backward, and what it keeps then,
+  one block at a time, is not in the bytes kept.
 - The loss is no part of the model and not in these numbers.
 """
 
@@ -86,6 +88,7 @@ class Summary:
     backend: str
     trainable: int
     """Parameters that get a gradient."""
+    recompute: bool = False
 
     @property
     def total(self) -> Cost:
@@ -106,6 +109,7 @@ class Summary:
             "dtype": self.dtype,
             "backend": self.backend,
             "trainable": self.trainable,
+            "recompute": self.recompute,
             "flops": self.flops,
             "total": asdict(self.total),
             "layers": rows,
@@ -128,6 +132,8 @@ class Summary:
         lines = fold_rows(shown, _alike) if fold else [[r] for r in shown]
         shape = times((self.batch, *self.input_shape))
         notes = ["numbers include the layers below; FLOPs of matrix products; kept: bytes that wait for the backward"]
+        if self.recompute:
+            notes.append("recomputed: blocks keep their input, their second forward is in backward")
         if hidden := len(rows) - sum(idle or not r.idle for r in rows):
             notes.append(f"{hidden} layer{'s' * (hidden > 1)} that did nothing (dropout at rate 0) not shown")
         table = Table(
@@ -159,7 +165,9 @@ class Summary:
         return self.trainable == self.total.parameters
 
 
-def summarize(model: Layer, input_shape: Sequence[int], ids: int = 0, *, batch: int = 1) -> Summary:
+def summarize(
+    model: Layer, input_shape: Sequence[int], ids: int = 0, *, batch: int = 1, recompute: bool = False
+) -> Summary:
     """Run ``model`` forward and backward once on random input and report each layer.
 
     The model must stand on a backend; its weights are not changed.  Its gradients are taken as in training, with
@@ -170,6 +178,7 @@ def summarize(model: Layer, input_shape: Sequence[int], ids: int = 0, *, batch: 
         input_shape: of one sample, such as (C, H, W).
         ids: where the input holds ids, as of tokens, how many there are; 0 for real numbers.
         batch: number of samples.
+        recompute: whether the blocks keep their input alone and run again in the backward.
     """
     backend = model.backend
     draw, shape = host_generator(0, "summary"), (batch, *input_shape)
@@ -179,7 +188,7 @@ def summarize(model: Layer, input_shape: Sequence[int], ids: int = 0, *, batch: 
         else backend.asarray(draw.standard_normal(shape, dtype="float32"), model.dtype)
     )
     observer = _Costs()
-    ctx = Context(backend, rng=Rng(0), grads=model.gradients(), observer=observer)
+    ctx = Context(backend, rng=Rng(0), grads=model.gradients(), observer=observer, recompute=recompute)
     y = model.forward(x, ctx)
     kept = _kept(ctx, [x, *_held(model)])
     xp = backend.xp
@@ -194,7 +203,7 @@ def summarize(model: Layer, input_shape: Sequence[int], ids: int = 0, *, batch: 
     trainable = model.count_parameters(trainable=True)
     total = totals({row.path: row.own for row in rows}, Cost())
     rows = [replace(row, total=total[row.path]) for row in rows]
-    return Summary(tuple(rows), batch, tuple(input_shape), model.dtype, backend.spec, trainable)
+    return Summary(tuple(rows), batch, tuple(input_shape), model.dtype, backend.spec, trainable, recompute)
 
 
 class _Costs(Counts):

@@ -15,6 +15,7 @@ from xpformer.cli.shell import (
     json_option,
     preset_option,
     print_json,
+    recompute_option,
     say,
     show,
 )
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 @changes_option
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Samples in the pass.")
 @depth_option
+@recompute_option
 @backend_option
 @json_option
 def summary(
@@ -38,6 +40,7 @@ def summary(
     changes: tuple[str, ...],
     batch: int,
     depth: int | None,
+    recompute: bool,
     backend: str | None,
     as_json: bool,
 ) -> None:
@@ -49,6 +52,7 @@ def summary(
     Examples:
       xpformer summary vit-mnist
       xpformer summary vit-mnist --preset seed --batch 100 --depth 1
+      xpformer summary vit-mnist --preset seed --batch 100 --depth 1 --recompute
       xpformer summary vit-mnist --set model.depth=12 --json
       xpformer summary runs/vit-mnist-1
     """
@@ -57,7 +61,7 @@ def summary(
 
     model, settings, task = _model(source, preset, changes, "numpy" if backend is None else backend)
     shape, ids = task.sample(settings)
-    result = summarize(model, shape, ids, batch=batch)
+    result = summarize(model, shape, ids, batch=batch, recompute=recompute or settings.train.recompute)
     if as_json:
         print_json({**result.to_dict(), "settings": settings_to_dict(settings)})
     else:

@@ -95,6 +95,11 @@ matmul_option = click.option(
     metavar="highest|high",
     help="highest, the default: float32 exact; high: a GPU may use TF32, faster and with 10 bits of mantissa.",
 )
+recompute_option = click.option(
+    "--recompute",
+    is_flag=True,
+    help="Blocks keep their input alone and run again in the backward: less memory, more time, the same result.",
+)
 threads_option = click.option(
     "--threads", type=int, metavar="N", help="Threads that share a batch; default: the CPUs this process may use."
 )

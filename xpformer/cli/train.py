@@ -18,6 +18,7 @@ from xpformer.cli.shell import (
     dtype_option,
     matmul_option,
     preset_option,
+    recompute_option,
     run_argument,
     say,
     show,
@@ -50,6 +51,7 @@ max_steps_option = click.option(
     metavar="RUN",
     help="Start a deeper language model from the blocks of this run; only model.depth may differ.",
 )
+@recompute_option
 @click.option("--seed", type=int, default=0, show_default=True, help="Of weights, order, augmentation and masks.")
 @threads_option
 @max_steps_option
@@ -63,6 +65,7 @@ def train(
     data: Path | None,
     out: Path | None,
     grow_from: Path | None,
+    recompute: bool,
     seed: int,
     threads: int | None,
     max_steps: int | None,
@@ -94,6 +97,7 @@ def train(
         grow_from,
         "highest" if matmul_precision is None else matmul_precision,
     )
+    changes += ("train.recompute=true",) * recompute
     session = start(recipe, options, preset=preset, changes=changes, arguments=sys.argv[1:])
     _train(session, max_steps)
 

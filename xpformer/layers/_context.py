@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -36,6 +37,17 @@ class Entry(NamedTuple):
     parameters: Mapping[str, Parameter]
     inputs: tuple[str, ...]
     """The arguments that are no parameters, floating-point, and so have a gradient to return."""
+
+
+class Recomputed(NamedTuple):
+    """What a layer that runs its forward again leaves on the tape."""
+
+    path: str
+    op: Layer
+    saved: tuple[Any, tuple[Any, ...], Mapping[str, Any]]
+    """Its arguments: ``x``, others, options."""
+    start: Context
+    """The pass as it was before the layer, with an empty tape: its masks and tokens are to be the same again."""
 
 
 class Observer:
@@ -75,6 +87,8 @@ class Context:
         observer: sees every layer and operation.
         input_gradient: whether the model's backward returns the gradient of its input.
         cache: keys and values of earlier passes over the same sequences; for inference.
+        recompute: whether layers that are :attr:`~Layer.recomputed` keep their input alone and run again in the
+            backward: less memory, more time, the same bits.
 
     Attributes:
         tokens: what a model of sequences says of them to its layers; ``None``: a sequence each, from position 0.
@@ -92,6 +106,7 @@ class Context:
         observer: Observer | None = None,
         input_gradient: bool = False,
         cache: KVCache | None = None,
+        recompute: bool = False,
     ) -> None:
         if grads is not None and cache is not None:
             raise ConfigError("a context has gradients or a cache, not both: the cached keys have no backward")
@@ -101,8 +116,9 @@ class Context:
         self.observer = observer
         self.input_gradient = input_gradient
         self.cache = cache
+        self.recompute = recompute and grads is not None
         self.tokens: Tokens | None = None
-        self.tape: list[Entry] | None = None if grads is None else []
+        self.tape: list[Entry | Recomputed] | None = None if grads is None else []
         self._layers: list[Layer] = []
         self._uses: dict[str, int] = {}
 
@@ -157,7 +173,7 @@ class Context:
         Raises:
             TapeError: if this layer and operation were not the last to run forward.
         """
-        path, _, pair, saved, parameters, inputs = self._pop(op)
+        path, _, pair, saved, parameters, inputs = self.pop(op)
         wanted = [n for n in inputs if need is None or n in need]
         trainable = {n: p for n, p in parameters.items() if p.trainable}
         if not wanted and not trainable:
@@ -185,21 +201,50 @@ class Context:
             return gradients[wanted[0]]
         return tuple(gradients[n] for n in wanted) if wanted else None
 
-    def _pop(self, op: Op) -> Entry:
+    def pop(self, op: Op | Layer) -> Any:
+        """The last entry of the tape, which must be of ``op`` in the running layer.
+
+        Raises:
+            TapeError: if it is not.
+        """
         here = f"{self.path}: " if self.path else ""
         if self.tape is None:
-            raise TapeError(f"{here}backward of {op.name} without a tape; make the context with grads=Gradients(...)")
+            raise TapeError(f"{here}backward of {_name(op)} without a tape; make the context with grads=Gradients(...)")
         if not self.tape:
             raise TapeError(
-                f"{here}backward of {op.name}, but the tape is empty; forward did not run, or ran once less"
+                f"{here}backward of {_name(op)}, but the tape is empty; forward did not run, or ran once less"
             )
         entry = self.tape[-1]
         if entry.op is not op or entry.path != self.path:
-            raise TapeError(
-                f"expected the backward of {entry.path or 'the model'} ({entry.op.name}), "
-                f"got {self.path or 'the model'} ({op.name}); a backward undoes its forward in the opposite order"
-            )
+            raise self._disorder(f"{self.path or 'the model'} ({_name(op)})")
         return self.tape.pop()
+
+    def _disorder(self, got: str) -> TapeError:
+        """The error of a backward that is not that of the last entry."""
+        assert self.tape
+        entry = self.tape[-1]
+        return TapeError(
+            f"expected the backward of {entry.path or 'the model'} ({_name(entry.op)}), got {got}; "
+            "a backward undoes its forward in the opposite order"
+        )
+
+    # ---- running a layer again --------------------------------------------------------------------------------------
+
+    def fork(self, tape: list[Entry | Recomputed] | None) -> Context:
+        """The pass from here on with another tape; nothing in it is recomputed."""
+        fork = copy.copy(self)
+        fork.tape, fork.recompute = tape, False
+        fork._layers, fork._uses = [*self._layers], {**self._uses}
+        return fork
+
+    def go_on_from(self, fork: Context) -> None:
+        """Go on where a fork has come to, but for its tape."""
+        self.tokens, self._uses = fork.tokens, fork._uses
+
+    def check_done(self, layer: Layer) -> None:
+        """Raise :class:`~xpformer.errors.TapeError` if a layer's backward has left some of its forward undone."""
+        if self.tape:
+            raise self._disorder(f"the end of {layer.path or 'the model'} ({_name(layer)})")
 
     # ---- layers -----------------------------------------------------------------------------------------------------
 
@@ -214,3 +259,8 @@ class Context:
         if self.observer is not None:
             self.observer.leave(layer, direction, value)
         self._layers.pop()
+
+
+def _name(op: Op | Layer) -> str:
+    """As messages call it."""
+    return op.name if isinstance(op, Op) else type(op).__name__

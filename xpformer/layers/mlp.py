@@ -41,9 +41,7 @@ class MLP(Layer):
     ) -> None:
         width = 2 * hidden if activation in GATED else hidden
         together = bias and activation in BIASED
-        self.fc1 = Linear(
-            dim, width, bias=bias, add_bias=not together, weight_init=weight_init, bias_init=bias_init
-        )
+        self.fc1 = Linear(dim, width, bias=bias, add_bias=not together, weight_init=weight_init, bias_init=bias_init)
         self.activation = Activation(activation, bias=self.fc1.bias if together else None)
         self.dropout1 = Dropout(dropout if hidden_dropout is None else hidden_dropout)
         self.fc2 = Linear(hidden, dim, bias=bias, weight_init=output_init or weight_init, bias_init=bias_init)

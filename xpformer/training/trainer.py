@@ -196,7 +196,9 @@ class Trainer:
                     x, y = _to_device(self.model, host_x), self.backend.asarray(host_y)
                     phase("model")
                     rng = Rng(self.seed, index, first)
-                    ctx = Context(self.backend, rng=rng, grads=gradients, observer=observer)
+                    ctx = Context(
+                        self.backend, rng=rng, grads=gradients, observer=observer, recompute=self.config.recompute
+                    )
                     tallies.append(self.objective.forward_backward(self.model, x, y, ctx, self.batches.targets))
                 phase("gradients")
                 gradients.finish()

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from xpformer.array import Array
+from xpformer_numpy import attention_tiled
 from xpformer_numpy._common import Floats
 from xpformer_numpy.attention import Softmax, Tile, pair
 from xpformer_numpy.attention import covers as blocked_covers
@@ -16,10 +17,10 @@ from xpformer_numpy.fast.dropout import dropped, keep_bits
 
 
 def covers(query: Array, *others: Array | None, **options: Any) -> bool:
-    """What the blocked pair covers, in float32, its scores scaled by a positive number."""
+    """What the blocked pair covers, in float32, its scores scaled by a positive number; long contexts are not."""
     scale = options.get("scale")
     fits = query.dtype == np.float32 and (scale is None or scale > 0.0)
-    return fits and blocked_covers(query, *others, **options)
+    return fits and blocked_covers(query, *others, **options) and not attention_tiled.covers(query, *others, **options)
 
 
 def _softmax(scores: Floats, scale: float, seen: int | None, _tiles: Sequence[Tile]) -> None:

@@ -93,9 +93,7 @@ def layer_norm(x: Any, weight: Any, bias: Any, eps: Any, normalized: Any, inv_st
 
 
 @loop(R2, R2, R2, R1, W2, W1, W1)
-def layer_norm_gradient(
-    dy: Any, normalized: Any, inv_std: Any, weight: Any, dx: Any, dweight: Any, dbias: Any
-) -> None:
+def layer_norm_gradient(dy: Any, normalized: Any, inv_std: Any, weight: Any, dx: Any, dweight: Any, dbias: Any) -> None:
     """Equations (6) and (7) of layer_norm, a row at a time; the parameters' gradients are added up from zero."""
     count, width = dy.shape
     share = _1 / F(width)

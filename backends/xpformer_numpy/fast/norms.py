@@ -48,9 +48,7 @@ def layer_norm_backward(
 
     def work(s: slice) -> None:
         i = shares.index(s)
-        loops.layer_norm_gradient(
-            dy_rows[s], normalized[s], inv_std[s], saved.weight, dx[s], sums[0, i], sums[1, i]
-        )
+        loops.layer_norm_gradient(dy_rows[s], normalized[s], inv_std[s], saved.weight, dx[s], sums[0, i], sums[1, i])
 
     in_parts(work, count, width)
     dweight, dbias = sums.sum(axis=1) if len(shares) > 1 else sums[:, 0]
@@ -76,9 +74,7 @@ def rms_norm_forward(x: Any, weight: Any, *, eps: float = 1e-6) -> tuple[Array, 
     return y.reshape(x.shape), RMSNormSaved(normalized.reshape(x.shape), inv_rms.reshape(*x.shape[:-1], 1), weight)
 
 
-def rms_norm_backward(
-    dy: Any, saved: RMSNormSaved, *, need: Need = None
-) -> tuple[Array | None, Array | None]:
+def rms_norm_backward(dy: Any, saved: RMSNormSaved, *, need: Need = None) -> tuple[Array | None, Array | None]:
     """``dx`` and ``dg`` in one pass over dy."""
     dy_rows, normalized, inv_rms = contiguous_rows(dy), rows_of(saved.normalized), rows_of(saved.inv_rms)
     count, width = dy_rows.shape
