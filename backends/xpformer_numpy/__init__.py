@@ -8,14 +8,16 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from typing import Any
 
 import array_api_compat.numpy as xp
 import numpy as np
 
-from xpformer.backend import Backend, Status
+from xpformer.backend import Backend, Runner, Status
 from xpformer.errors import BackendError, suggest
+from xpformer_numpy import _share
 from xpformer_numpy.allocator import keep_freed_memory
 
 OPTIONS = ("", "fast", "portable")
@@ -50,6 +52,10 @@ class NumpyBackend(Backend):
 
         first = {name: (pair, *self._pairs.get(name, ())) for name, pair in fast.PAIRS.items()}
         self._pairs, self._kernels = {**self._pairs, **first}, {**self._kernels, **fast.KERNELS}
+
+    def sharing_operations(self, run: Runner, threads: int) -> AbstractContextManager[None]:
+        """The fused pairs share their rows; portable pairs are not shared."""
+        return _share.sharing(run, threads)
 
     @classmethod
     def status(cls) -> Status:

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from xpformer.optim.optimizer import Runner, spans
+from xpformer.array import spans
+from xpformer.backend import Runner
 from xpformer_numpy._common import Floats, blocks
 
 LEAST = 16384

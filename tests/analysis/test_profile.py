@@ -67,7 +67,7 @@ def test_every_operation_appears_with_the_pair_that_ran_it(tmp_path: Path, spec:
     with bands(tmp_path, spec=spec) as trainer:
         found = profile(trainer, 1, warmup=0)
     rows = {(row.path, row.op): row for row in found.operations}
-    assert {op for _, op in rows} >= {"linear", "attention", "layer_norm", "gelu", "dropout", "cross_entropy"}
+    assert {op for _, op in rows} >= {"linear", "attention", "layer_norm", "bias_gelu", "dropout", "cross_entropy"}
     assert {row.op for row in found.operations if row.path == OUTSIDE} == {"cross_entropy"}
     assert all(row.pair == "portable" for row in found.operations) is (spec != "numpy")
     backend = get_backend(spec)

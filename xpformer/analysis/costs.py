@@ -10,13 +10,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from xpformer.array import size
 from xpformer.functional._op import Flops, Op, Pair
 from xpformer.layers import Layer, Observer
+from xpformer.memory import arrays_in, buffer, shown_bytes
 
 
 class Place(NamedTuple):
@@ -104,40 +104,9 @@ class Counts(Located):
         count.backward_bytes += _moved((dy, saved), taken)
 
 
-def arrays_in(saved: Any) -> Iterator[Any]:
-    """The arrays in a saved tuple, however deep."""
-    if isinstance(saved, tuple | list):
-        for part in saved:
-            yield from arrays_in(part)
-    elif isinstance(saved, Mapping):
-        yield from arrays_in(tuple(saved.values()))
-    elif hasattr(saved, "shape") and hasattr(saved, "dtype"):
-        yield saved
-
-
 def _moved(given: Any, made: Any) -> int:
     """Bytes of the elements of all arrays, each once; nothing where what was made are views of what was given."""
     read = {id(x): x for x in arrays_in(given)}
     known = {buffer(x)[0] for x in read.values()}
     written = {id(x): x for x in arrays_in(made) if buffer(x)[0] not in known}
-    return sum(map(_bytes, [*read.values(), *written.values()])) if written else 0
-
-
-def _bytes(x: Any) -> int:
-    x = getattr(x, "_array", x)
-    return int(x.nbytes) if hasattr(x, "nbytes") else size(tuple(x.shape)) * int(x.dtype.itemsize)
-
-
-def buffer(x: Any) -> tuple[int, int]:
-    """The identity and the bytes of the memory that ``x`` shows all or a part of.
-
-    NumPy and CuPy name the owner of a view ``base``, torch has a storage, array-api-strict wraps an array of NumPy;
-    an array of another library is taken to own its memory.
-    """
-    x = getattr(x, "_array", x)
-    if hasattr(x, "untyped_storage"):
-        storage = x.untyped_storage()
-        return storage._cdata, storage.nbytes()
-    while hasattr(getattr(x, "base", None), "nbytes") and hasattr(x.base, "shape"):
-        x = x.base
-    return id(x), _bytes(x)
+    return sum(map(shown_bytes, [*read.values(), *written.values()])) if written else 0

@@ -18,12 +18,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from xpformer.analysis.costs import Counts, arrays_in, buffer
+from xpformer.analysis.costs import Counts
 from xpformer.analysis.tree import depth as depth_of
 from xpformer.analysis.tree import fold as fold_rows
 from xpformer.analysis.tree import guides, name, scaled, times, totals
 from xpformer.functional._op import Op, Pair
 from xpformer.layers import Context, Layer
+from xpformer.memory import arrays_in, buffer
 from xpformer.parameters import Constant, Parameter
 from xpformer.rng import Rng, host_generator
 

@@ -17,6 +17,7 @@ from xpformer.cli.shell import (
     matmul_option,
     preset_option,
     print_json,
+    sharing_option,
     show,
     threads_option,
 )
@@ -33,6 +34,7 @@ from xpformer.cli.shell import (
 @dtype_option
 @data_option
 @threads_option
+@sharing_option
 @json_option
 def profile(
     recipe: str,
@@ -45,6 +47,7 @@ def profile(
     dtype: str,
     data: Path | None,
     threads: int | None,
+    sharing: str | None,
     as_json: bool,
 ) -> None:
     """Where the time of a training step goes, layer by layer.
@@ -65,7 +68,7 @@ def profile(
     from xpformer.training.recipe import find_recipe, load_recipe
     from xpformer.training.session import Options, make_trainer
 
-    options = Options("numpy" if backend is None else backend, dtype, 0, threads, data)
+    options = Options("numpy" if backend is None else backend, dtype, 0, threads, data, sharing=sharing)
     used = get_backend(options.backend, "highest" if matmul_precision is None else matmul_precision)
     loaded = load_recipe(find_recipe(recipe))
     settings = loaded.settings(preset, changes)

@@ -109,7 +109,9 @@ def headline(session: Session) -> str:
     s, trainer = session, session.trainer
     fused = trainer.backend.replaced()
     preset, sizes = s.run.config.get("preset"), s.recipe.task.sizes(s.data)
-    threads = f", {trainer.threads} thread{'s' * (trainer.threads > 1)}" if trainer.backend.shares_batch else ""
+    shared = {"batch": "sharing the batch", "operations": "sharing operations"}[trainer.sharing]
+    threads = f", {trainer.threads} threads {shared}" if trainer.threads > 1 else ", 1 thread"
+    threads = threads if trainer.backend.shares_batch else ""
     return (
         f"{s.recipe.name}{f' ({preset})' if preset else ''}: {trainer.model.count_parameters():,} parameters, "
         f"{s.data.name} {sizes}, {trainer.backend.spec} (fused: {', '.join(sorted(fused)) or 'none'})"

@@ -101,7 +101,12 @@ recompute_option = click.option(
     help="Blocks keep their input alone and run again in the backward: less memory, more time, the same result.",
 )
 threads_option = click.option(
-    "--threads", type=int, metavar="N", help="Threads that share a batch; default: the CPUs this process may use."
+    "--threads", type=int, metavar="N", help="Threads that compute; default: the CPUs this process may use."
+)
+sharing_option = click.option(
+    "--sharing",
+    metavar="batch|operations",
+    help="What threads share; default: operations where their gradients would be more bytes than the activations.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for a program, and draw nothing.")
 unknown_option = click.option(

@@ -21,6 +21,7 @@ from xpformer.cli.shell import (
     recompute_option,
     run_argument,
     say,
+    sharing_option,
     show,
     threads_option,
 )
@@ -54,6 +55,7 @@ max_steps_option = click.option(
 @recompute_option
 @click.option("--seed", type=int, default=0, show_default=True, help="Of weights, order, augmentation and masks.")
 @threads_option
+@sharing_option
 @max_steps_option
 def train(
     recipe: str,
@@ -68,6 +70,7 @@ def train(
     recompute: bool,
     seed: int,
     threads: int | None,
+    sharing: str | None,
     max_steps: int | None,
 ) -> None:
     """Train a model by a recipe.
@@ -96,6 +99,7 @@ def train(
         out,
         grow_from,
         "highest" if matmul_precision is None else matmul_precision,
+        sharing,
     )
     changes += ("train.recompute=true",) * recompute
     session = start(recipe, options, preset=preset, changes=changes, arguments=sys.argv[1:])
@@ -108,6 +112,7 @@ def train(
 @backend_option
 @matmul_option
 @threads_option
+@sharing_option
 @data_option
 def resume(
     run: Path,
@@ -115,6 +120,7 @@ def resume(
     backend: str | None,
     matmul_precision: str | None,
     threads: int | None,
+    sharing: str | None,
     data: Path | None,
 ) -> None:
     """Go on with a run that was stopped.
@@ -131,7 +137,9 @@ def resume(
     from xpformer.errors import ConfigError
     from xpformer.training.session import resume as open_run
 
-    session, notes = open_run(run, backend=backend, matmul_precision=matmul_precision, threads=threads, data=data)
+    session, notes = open_run(
+        run, backend=backend, matmul_precision=matmul_precision, threads=threads, sharing=sharing, data=data
+    )
     for note in notes:
         say(f"note: {note}")
     done = session.progress.step

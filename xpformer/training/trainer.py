@@ -13,10 +13,11 @@ from typing import Any, Protocol
 
 import msgspec
 
-from xpformer.array import HostArray
+from xpformer.array import HostArray, spans
 from xpformer.errors import CheckpointError, NonFiniteError
 from xpformer.layers import Context, Layer, Observer
-from xpformer.optim import clip_scale, global_norm, spans
+from xpformer.memory import bytes_of
+from xpformer.optim import clip_scale, global_norm
 from xpformer.parameters import check_names
 from xpformer.rng import Rng
 from xpformer.training import checkpoint
@@ -24,7 +25,7 @@ from xpformer.training.config import TrainConfig
 from xpformer.training.metrics import Result
 from xpformer.training.nonfinite import FirstNonFinite
 from xpformer.training.objective import Classification, Objective, Tally
-from xpformer.training.parallel import Workers, thread_count
+from xpformer.training.parallel import Workers, check_sharing, sharing_of, thread_count
 
 
 class Batches(Protocol):
@@ -98,7 +99,9 @@ class Trainer:
         batches: the data.
         config: how.
         seed: of order, masks and augmentation.
-        threads: how many share a batch; default: the CPUs this process may use on NumPy, else 1.
+        threads: how many compute; default: the CPUs this process may use on NumPy, else 1.
+        sharing: what they share, ``batch`` or ``operations``; default: by the rule of
+            :mod:`xpformer.training.parallel`.
         observer: sees every operation (of all threads: it then runs in each).
         objective: what is made small; default: :class:`Classification`.
 
@@ -115,19 +118,23 @@ class Trainer:
         *,
         seed: int = 0,
         threads: int | None = None,
+        sharing: str | None = None,
         observer: Observer | None = None,
         objective: Objective | None = None,
     ) -> None:
+        check_sharing(sharing)
         self.model, self.batches, self.config, self.seed, self.observer = model, batches, config, seed, observer
         self.backend, self.store = model.backend, model.store
         self.threads = thread_count(self.backend, threads)
-        self.workers = Workers(self.backend, self.threads)
         self.objective: Objective = objective or Classification(config.label_smoothing)
         self.optimizer = config.make_optimizer(self.store)
         self.ema = config.make_ema(self.store)
         self.total_steps = config.total_steps(batches.steps_per_epoch)
         self.schedule = config.make_schedule(self.total_steps)
-        self.gradients = [model.gradients() for _ in range(self.threads)]
+        self.gradients = [model.gradients()]
+        self.sharing = sharing or self._choose_sharing()
+        self.gradients += [model.gradients() for _ in self._shares()[1:]]
+        self.workers = Workers(self.backend, self.threads, self.sharing)
         self.progress = Progress()
         self._finite: Any = True
         self._good: Any = 0
@@ -138,6 +145,23 @@ class Trainer:
 
     def __exit__(self, *_error: object) -> None:
         self.workers.__exit__()
+
+    def _shares(self) -> list[slice]:
+        """The samples of a batch, one part for each pass through the model."""
+        return spans(self.batches.batch_size, self.threads if self.sharing == "batch" else 1)
+
+    def _choose_sharing(self) -> str:
+        """By the bytes that one sample keeps for its backward."""
+        if self.threads == 1:
+            return "batch"
+        host_x, _ = self.batches.train(0, 0, 1)
+        ctx = Context(self.backend, rng=Rng(self.seed, 0), grads=self.gradients[0], recompute=self.config.recompute)
+        with Workers(self.backend, 1).step():
+            self.model.forward(_to_device(self.model, host_x), ctx)
+        held = [segment.data for segment in self.store.segments]
+        kept = bytes_of([entry.saved for entry in ctx.tape or ()], held) * self.batches.batch_size
+        gradients = sum(segment.nbytes for segment in self.gradients[0].segments if segment is not None)
+        return sharing_of(gradients, kept, self.threads)
 
     # ---- one step ---------------------------------------------------------------------------------------------------
 
@@ -180,7 +204,7 @@ class Trainer:
 
     def _forward_backward(self, index: int, observer: Observer | None) -> list[Tally]:
         """Every thread's share of the batch of step ``index``, its gradients in the thread's slots."""
-        shares = spans(self.batches.batch_size, self.threads)
+        shares = self._shares()
         phase = (observer or _UNSEEN).phase
 
         def share(worker: int) -> Callable[[], list[Tally]]:
@@ -211,7 +235,7 @@ class Trainer:
 
     def _reduce(self) -> list[Any]:
         """The sum of the threads' gradients, in the first thread's segments."""
-        used = self.gradients[: len(spans(self.batches.batch_size, self.threads))]
+        used = self.gradients[: len(self._shares())]
         total, others = used[0].segments, [g.segments for g in used[1:]]
 
         def add(i: int, span: slice) -> Callable[[], None]:

@@ -1,4 +1,4 @@
-"""Attention as in :mod:`xpformer_numpy.attention`, the softmax and its gradient one compiled loop each over the scores."""
+"""Attention as in :mod:`xpformer_numpy.attention`, with softmax and its gradient as one compiled loop each."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Loops over float32 arrays, compiled by Numba.  Their callers allocate; the equations are those of the operations.
 
-All of them stand in one file, for Numba's cache on disk looks at the file of a loop alone to see whether it has changed.
+All of them stand in one file, for Numba's cache on disk looks at the file of a loop alone to see whether it changed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _P0, _P1, _P2, _P3, _P4, _P5, _P6 = (F(p) for p in NORMAL_POLYNOMIAL)
 
 @inlined
 def exp(x: Any) -> Any:
-    """``2^n exp(r)`` with n = round(x / ln 2), |r| <= ln(2)/2, and Taylor's polynomial: within 2.5e-7 of exp(x).
+    """By 2^n e^r with n = round(x / ln 2), |r| <= ln(2)/2, and Taylor's polynomial, to 2.5e-7.
 
     2^(n-1) is made of its bits, and doubled at last, since n may be 128.  NaN stays NaN.
     """
@@ -49,7 +49,7 @@ def exp(x: Any) -> Any:
     p = p * r + _1
     y = p * float_of_bits((np.int32(n) + np.int32(126)) << np.int32(23)) * _2
     y = y if x >= _LOWEST else _0
-    return y if x == x else x  # noqa: PLR0124
+    return y if x == x else x
 
 
 @rounded
@@ -173,7 +173,7 @@ def bias_gelu_exact(x: Any, bias: Any, y: Any, slope: Any) -> None:
             p = p * q + _P0
             cdf = _1 / (_1 + exp(-_2 * near * p))
             s = cdf + near * _DENSITY * exp(-_HALF * q)
-            known = v == v  # noqa: PLR0124  (NaN is not)
+            known = v == v
             y[i, j] = max(v, -_FAR) * cdf if known else v
             slope[i, j] = s if known else v
 
@@ -189,7 +189,7 @@ def bias_gelu_tanh(x: Any, bias: Any, y: Any, slope: Any) -> None:
             q = near * near
             cdf = _1 / (_1 + exp(-_2 * _ROOT * near * (_1 + _C * q)))
             s = cdf + _2 * near * cdf * (_1 - cdf) * _ROOT * (_1 + _3 * _C * q)
-            known = v == v  # noqa: PLR0124  (NaN is not)
+            known = v == v
             y[i, j] = max(v, -_FAR) * cdf if known else v
             slope[i, j] = s if known else v
 
