@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 Initializer = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 """Draws the initial values on the host: ``(generator, shape) -> array``."""
 
+Values = Callable[[str], np.ndarray] | Mapping[str, np.ndarray]
+"""Host arrays by the names of parameters."""
+
 
 class Parameter:
     """A trainable array.  It has a shape from the start and data once its model was placed on a backend.
@@ -118,7 +121,7 @@ class ParameterStore:
         parameters: Mapping[str, Parameter],
         backend: Backend,
         dtype: str,
-        values: Callable[[str], np.ndarray] | Mapping[str, np.ndarray],
+        values: Values,
     ) -> None:
         self.backend = backend
         self.dtype = dtype
