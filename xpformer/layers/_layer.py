@@ -99,7 +99,14 @@ class Layer:
 
     # ---- on a backend -----------------------------------------------------------------------------------------------
 
-    def to(self, backend: Backend | str, dtype: str | None = None, *, seed: int | None = None) -> Self:
+    def to(
+        self,
+        backend: Backend | str,
+        dtype: str | None = None,
+        *,
+        seed: int | None = None,
+        values: Mapping[str, HostArray] | None = None,
+    ) -> Self:
         """Place the parameters on a backend, in flat segments.
 
         The first time they get their initial values, a function of ``seed`` and each parameter's name; later they are
@@ -109,6 +116,10 @@ class Layer:
             backend: a backend or its name, ``"numpy"``, ``"torch:cuda:0"``.
             dtype: ``"float32"`` or ``"float64"``; by default the dtype so far, or float32.
             seed: of the initial values; by default the model's own ``seed``, or 0.
+            values: all parameters' values instead, by name.
+
+        Raises:
+            CheckpointError: if ``values`` has other names or shapes than the model.
         """
         from xpformer.backend import get_backend
 
@@ -118,7 +129,9 @@ class Layer:
         parameters = self.named_parameters()
         for name, parameter in parameters.items():
             parameter.name = name
-        if self._store is None:
+        if values is not None:
+            check_names(parameters, values, "values")
+        elif self._store is None:
             values = initial_values(parameters, seed if seed is not None else getattr(self, "seed", 0))
         else:
             values = self._store.to_host()
