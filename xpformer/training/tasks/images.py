@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from xpformer.data.augment import Augmentation
 from xpformer.data.batches import ImageBatches
 from xpformer.data.images import ImageData
 from xpformer.errors import DataError
+from xpformer.interop.families import describe
+from xpformer.interop.preprocessor import FILE, Preprocessor
 from xpformer.layers import Layer
 from xpformer.models.vit import ViT, ViTConfig
 from xpformer.training.config import TrainConfig
 from xpformer.training.objective import Classification
-from xpformer.training.task import Task, model_document
+from xpformer.training.task import Task
 from xpformer.training.trainer import Progress
 
 
@@ -40,7 +42,6 @@ class ImageTask(Task[Settings, ImageData]):
     """Classification: the best weights are those with the highest accuracy, then the lowest loss."""
 
     kind, settings, data = "images", Settings, ImageData
-    model_type = "xpformer-vit"
     documents = ("config.json", "preprocessor.json")
     measures = ("loss", "accuracy")
     best = "validation accuracy"
@@ -82,11 +83,17 @@ class ImageTask(Task[Settings, ImageData]):
         """(C, H, W)."""
         return (settings.model.channels, settings.model.image_size, settings.model.image_size), 0
 
-    def describe(self, settings: Settings, data: ImageData) -> dict[str, object]:
-        """The model's shape, and how an image becomes its input."""
-        shape = {"mean": list(data.mean), "std": list(data.std), "image_shape": list(data.image_shape)}
-        model = model_document(self, asdict(settings.model))
-        return {"config.json": model | {"class_names": list(data.classes)}, "preprocessor.json": shape}
+    def describe(self, settings: Settings, data: ImageData, *, dtype: str = "float32") -> dict[str, object]:
+        """The model's shape, and how an image becomes its input, for us and for Hugging Face."""
+        return {
+            "config.json": describe(settings.model, data.classes, dtype),
+            "preprocessor.json": {
+                "mean": list(data.mean),
+                "std": list(data.std),
+                "image_shape": list(data.image_shape),
+            },
+            FILE: Preprocessor(data.mean, data.std, data.image_shape[1:]).to_json(),
+        }
 
     def sizes(self, data: ImageData) -> str:
         """Images by split."""
