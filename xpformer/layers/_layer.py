@@ -118,10 +118,9 @@ class Layer:
         parameters = self.named_parameters()
         for name, parameter in parameters.items():
             parameter.name = name
-        if self._store is None:
-            values = initial_values(parameters, seed if seed is not None else getattr(self, "seed", 0))
-        else:
-            values = self._store.to_host()
+        held = {} if self._store is None else self._store.to_host()
+        new = {name: p for name, p in parameters.items() if name not in held}
+        values = held | initial_values(new, seed if seed is not None else getattr(self, "seed", 0))
         dtype = dtype or (self._store.dtype if self._store else "float32")
         self._store = ParameterStore(parameters, target, dtype, values)
         for name, constant in self._owned(Constant).items():
