@@ -49,28 +49,28 @@ def load_folder(
     how: Preprocessor,
     channels: int,
     *,
-    validation: float = 0.1,
+    validation: int = 0,
     seed: int = 0,
     in_memory: int = IN_MEMORY,
 ) -> ImageData:
     """The pictures of a folder as a data set; the classes are the names of its subfolders, sorted.
 
     Where the subfolders are ``train``, and perhaps ``validation`` (or ``val``) and ``test``, those are the splits and
-    the classes lie in them.  Without a validation split, a share of each class is held out by ``seed``; without a test
-    split there is none.
+    the classes lie in them.  Without a validation split, some pictures of each class are held out by ``seed``; without
+    a test split there is none.
 
     Args:
         folder: with the subfolders.
         how: a picture becomes pixels.
         channels: 1 for gray, 3 for colour.
-        validation: the share held out.
+        validation: pictures held out, in proportion to the classes; 0 takes a tenth.
         seed: of the choice.
         in_memory: bytes of pixels that are kept.
 
     Raises:
         DataError: if there is no such folder, a class has no picture, there are fewer than two classes, or a picture
             cannot be read.
-        ConfigError: if the share leaves nothing.
+        ConfigError: if nothing is left to train or to choose by.
     """
     inside = _folders(folder)
     divided = "train" in inside
@@ -82,7 +82,6 @@ def load_folder(
             splits[split] = _files(inside[name], classes)[1]
     if splits["validation"] is None:
         splits["train"], splits["validation"] = _hold_out(train, validation, seed, folder)
-    mean, std = how.statistics
     count = sum(len(files) for files in splits.values() if files)
     small = count * channels * how.shape[0] * how.shape[1] <= in_memory
 
@@ -92,7 +91,7 @@ def load_folder(
         return ImageSet(images[:] if small else cast("npt.NDArray[np.uint8]", images), labels, classes)
 
     sets = {split: image_set(files) for split, files in splits.items()}
-    return ImageData(folder.resolve().name, **sets, mean=mean[:channels], std=std[:channels])
+    return ImageData(folder.resolve().name, **sets, mean=how.mean, std=how.std)
 
 
 def _folders(folder: Path) -> dict[str, Path]:
@@ -136,14 +135,13 @@ def _pictures(folder: Path) -> list[Path]:
 
 
 def _hold_out(
-    files: list[tuple[Path, int]], share: float, seed: int, folder: Path
+    files: list[tuple[Path, int]], size: int, seed: int, folder: Path
 ) -> tuple[list[tuple[Path, int]], list[tuple[Path, int]]]:
-    """(rest, held out): the share of each class, chosen by ``seed``."""
-    size = round(len(files) * share)
+    """(rest, held out): ``size`` pictures, or a tenth, of all classes in proportion, chosen by ``seed``."""
+    size = size or max(1, round(len(files) / 10))
     if not 0 < size < len(files):
         raise ConfigError(
-            f"validation = {share} of the {len(files)} pictures in {folder} leaves {len(files) - size} to train and "
-            f"{size} to choose; both need some"
+            f"validation = {size} leaves none of the {len(files)} pictures in {folder} to train on; hold out fewer"
         )
     chosen = {int(i) for i in stratified(np.array([label for _, label in files]), size, seed)}
     return [f for i, f in enumerate(files) if i not in chosen], [f for i, f in enumerate(files) if i in chosen]

@@ -35,12 +35,10 @@ class Preprocessor:
     """Pillow's filter: ``bilinear``, ``bicubic``, ``lanczos``, ``nearest``, ``box``, ``hamming``."""
     crop: tuple[int, ...] = ()
     """Rows and columns cut out of the middle, black where the picture is smaller; none: nothing is cut."""
-    scale: float = 1 / 255
-    """Factor on the pixels 0..255, before ``mean`` is taken away."""
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    """Of each channel, taken away from the scaled pixels."""
+    """Of each channel, taken away from pixels scaled to 0..1."""
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
-    """Of each channel, by which they are divided."""
+    """Of each channel, by which they are then divided."""
 
     def __post_init__(self) -> None:
         if len(self.resize) > 2 or min(self.resize, default=1) < 1:
@@ -51,19 +49,13 @@ class Preprocessor:
             raise ConfigError(f"resize = {self.resize} and no crop give images of any shape; name rows and columns")
         if self.resample not in _FILTERS:
             raise ConfigError(f"resample = {self.resample!r} is unknown; it is {', '.join(_FILTERS)}")
-        if not self.scale > 0.0:
-            raise ConfigError(f"scale = {self.scale} is not positive")
+        if len(self.mean) != len(self.std) or not min(self.std, default=0.0) > 0.0:
+            raise ConfigError(f"mean = {self.mean}, std = {self.std}: expected a number of each channel, std above 0")
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Rows and columns of what comes out."""
         return self.crop or self.resize
-
-    @property
-    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and deviation of pixels scaled to 0..1, as :class:`~xpformer.data.images.ImageData` has them."""
-        unit = 255 * self.scale
-        return tuple(value / unit for value in self.mean), tuple(value / unit for value in self.std)
 
     def sized(self, size: int) -> Preprocessor:
         """For images of another size: both steps grow or shrink alike."""
@@ -107,13 +99,13 @@ class Preprocessor:
             on = {step: bool(document.get(f"do_{step}", step in ("resize", "rescale", "normalize"))) for step in _STEPS}
             if document.get("do_pad"):
                 raise ConfigError("do_pad is true, which is unknown here")
+            unit = 255 * float(document.get("rescale_factor", 1 / 255)) if on["rescale"] else 255.0
             found = cls(
                 resize=_sizes(document.get("size", 224)) if on["resize"] else (),
                 resample=_FILTERS[document.get("resample", 2)],
                 crop=_sizes(document.get("crop_size", 224), square=True) if on["center_crop"] else (),
-                scale=float(document.get("rescale_factor", 1 / 255)) if on["rescale"] else 1.0,
-                mean=_channels(document, "image_mean") if on["normalize"] else (0.0, 0.0, 0.0),
-                std=_channels(document, "image_std") if on["normalize"] else (1.0, 1.0, 1.0),
+                mean=tuple(m / unit for m in _channels(document, "image_mean")) if on["normalize"] else (0.0,) * 3,
+                std=tuple(s / unit for s in _channels(document, "image_std")) if on["normalize"] else (1 / unit,) * 3,
             )
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from error
@@ -134,7 +126,7 @@ class Preprocessor:
             "do_center_crop": bool(self.crop),
             **crop,
             "do_rescale": True,
-            "rescale_factor": self.scale,
+            "rescale_factor": 1 / 255,
             "do_normalize": True,
             "image_mean": list(self.mean),
             "image_std": list(self.std),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -110,7 +111,8 @@ def _matching(option: str, patterns: Sequence[str], names: Mapping[str, object])
         matched = {n for n in names if fnmatchcase(n, pattern) or fnmatchcase(n, f"{pattern}.*")}
         if not matched:
             what = "affine layer" if option == "lora" else "parameter"
-            raise ConfigError(f"{option}: {pattern!r} matches no {what}; {suggest(pattern, names)}")
+            known = {re.sub(r"^blocks\.\d+", "blocks.*", re.sub(r"\.(weight|bias)$", "", n)) for n in names}
+            raise ConfigError(f"{option}: {pattern!r} matches no {what}; {suggest(pattern, known)}")
         found |= matched
     return [name for name in names if name in found]
 
@@ -148,7 +150,7 @@ def check_change(old: Any, new: Any) -> None:
 
 
 def carry_over(
-    trained: Mapping[str, HostArray], old: Any, initial: Mapping[str, HostArray], new: Any
+    trained: Mapping[str, HostArray], old: Any, initial: Mapping[str, HostArray], new: Any, *, new_head: bool = False
 ) -> tuple[dict[str, HostArray], list[str]]:
     """Weights of the shape ``new`` that start from trained ones of the shape ``old``, and one line on each change.
 
@@ -157,6 +159,7 @@ def carry_over(
         old: their :class:`ViTConfig` or :class:`GPTConfig`.
         initial: weights of the new shape, for a head with other classes.
         new: as ``old``; classes, image size, context and dropouts may differ.
+        new_head: also where there are as many classes as before.
 
     Raises:
         ConfigError: if the two differ in something else.
@@ -177,7 +180,7 @@ def carry_over(
         said.append("positions interpolated from {} x {} to {} x {} patches".format(*grids[0], *grids[1]))
         table = resize_positions(trained["positions.weight"], *grids, token=new.pool == "token")
         found["positions.weight"] = table
-    if new.classes != old.classes:
-        said.append(f"a new head of {new.classes} classes in place of the old {old.classes}")
+    if new_head or new.classes != old.classes:
+        said.append(f"a new head of {new.classes} classes in place of the old one of {old.classes}")
         found |= {name: value for name, value in initial.items() if fnmatchcase(name, HEAD)}
     return found, said

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Literal
 
+from xpformer.array import HostArray
 from xpformer.data.augment import Augmentation
 from xpformer.data.batches import ImageBatches
+from xpformer.data.files import load_image
 from xpformer.data.images import ImageData
+from xpformer.data.preprocess import Preprocessor
 from xpformer.errors import DataError
 from xpformer.layers import Layer
+from xpformer.models.tuning import HEAD, Tuning, tune
 from xpformer.models.vit import ViT, ViTConfig
 from xpformer.training.config import TrainConfig
 from xpformer.training.objective import Classification
@@ -34,6 +39,7 @@ class Settings:
     train: TrainConfig
     augmentation: Augmentation = Augmentation()  # noqa: RUF009  (frozen)
     data: DataConfig = DataConfig()
+    tuning: Tuning = Tuning()  # noqa: RUF009  (frozen)
 
 
 class ImageTask(Task[Settings, ImageData]):
@@ -62,7 +68,9 @@ class ImageTask(Task[Settings, ImageData]):
 
     def build(self, settings: Settings, seed: int) -> Layer:
         """A ViT."""
-        return ViT(settings.model, seed=seed)
+        model = ViT(settings.model, seed=seed)
+        tune(model, settings.tuning, new=(HEAD,))
+        return model
 
     def batches(self, settings: Settings, data: ImageData, *, seed: int, dtype: str) -> ImageBatches:
         """Every image once an epoch."""
@@ -87,6 +95,18 @@ class ImageTask(Task[Settings, ImageData]):
         shape = {"mean": list(data.mean), "std": list(data.std), "image_shape": list(data.image_shape)}
         model = model_document(self, asdict(settings.model))
         return {"config.json": model | {"class_names": list(data.classes)}, "preprocessor.json": shape}
+
+    def preprocessor(self, settings: Settings, shape: Mapping[str, Any]) -> Preprocessor:
+        """What makes a picture file like the images that a model was trained on, by its ``preprocessor.json``."""
+        return Preprocessor(tuple(shape["image_shape"][1:]), mean=tuple(shape["mean"]), std=tuple(shape["std"]))
+
+    def picture(self, settings: Settings, path: Path, *, invert: Literal["auto"] | bool = "auto") -> HostArray:
+        """A picture file as the model takes it, (C, H, W) ``uint8``."""
+        return load_image(path, self.sample(settings)[0], invert=invert)
+
+    def splits(self, data: ImageData) -> tuple[str, ...]:
+        """Test only where there are such images."""
+        return ("train", "validation", "test") if len(data.test) else ("train", "validation")
 
     def sizes(self, data: ImageData) -> str:
         """Images by split."""
