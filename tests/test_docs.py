@@ -196,7 +196,7 @@ ROOMS = {
     "data": {"data"},
     "layers": {"layers", "functional", "parameters", "initializers", "backend"},
     "optim": {"optim", "functional", "parameters", "backend"},
-    "models": {"models", "layers", "functional", "parameters", "initializers", "backend"},
+    "models": {"models", "layers", "functional", "parameters", "initializers", "backend", "interop"},
     "training": {"training", "models", "layers", "optim", "functional", "data", "parameters", "backend"},
 }
 """Which rooms of docs/design.md may import which; array, errors and rng are for all."""

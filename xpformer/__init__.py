@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from xpformer.backend import Backend, get_backend
+    from xpformer.interop.pretrained import load
     from xpformer.layers import Context, Gradients, Layer, Observer, Parameter
     from xpformer.models.gpt import GPT, GPTConfig
     from xpformer.models.vit import ViT, ViTConfig
@@ -27,6 +28,7 @@ _HOMES = {
     "Layer": "xpformer.layers",
     "Observer": "xpformer.layers",
     "Parameter": "xpformer.layers",
+    "load": "xpformer.interop.pretrained",
     "Rng": "xpformer.rng",
     "TrainConfig": "xpformer.training.config",
     "Trainer": "xpformer.training.trainer",
@@ -52,6 +54,7 @@ __all__ = [
     "ViTConfig",
     "__version__",
     "get_backend",
+    "load",
 ]
 
 

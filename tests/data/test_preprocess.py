@@ -73,7 +73,7 @@ def test_pixels_are_those_of_transformers(pictures: list[Path], name: str) -> No
     logging.getLogger("transformers").setLevel(logging.ERROR)
     options, ours = STEPS[name]
     bare = transformers.ViTImageProcessor(**{**options, "do_rescale": False, "do_normalize": False})
-    whole, back = transformers.ViTImageProcessor(**options), transformers.ViTImageProcessor(**ours.to_hf())
+    whole, back = transformers.ViTImageProcessor(**options), transformers.ViTImageProcessor(**ours.to_json())
     for path in pictures:
         theirs = load_image(str(path))
         pixels = ours.read(path, 3)

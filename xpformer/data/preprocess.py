@@ -7,10 +7,8 @@ Pillow, cut out of the middle.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +16,8 @@ import numpy.typing as npt
 from xpformer.data.files import open_picture
 from xpformer.errors import ConfigError
 
-_FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # numbered so by Pillow
+FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
+"""Of Pillow, in the order of its numbers."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +46,8 @@ class Preprocessor:
             raise ConfigError(f"crop = {self.crop}, expected rows and columns in pixels, or nothing")
         if len(self.resize) < 2 and not self.crop:
             raise ConfigError(f"resize = {self.resize} and no crop give images of any shape; name rows and columns")
-        if self.resample not in _FILTERS:
-            raise ConfigError(f"resample = {self.resample!r} is unknown; it is {', '.join(_FILTERS)}")
+        if self.resample not in FILTERS:
+            raise ConfigError(f"resample = {self.resample!r} is unknown; it is {', '.join(FILTERS)}")
         if len(self.mean) != len(self.std) or not min(self.std, default=0.0) > 0.0:
             raise ConfigError(f"mean = {self.mean}, std = {self.std}: expected a number of each channel, std above 0")
 
@@ -75,7 +74,7 @@ class Preprocessor:
         picture = open_picture(path, channels, transparency="drop")
         if self.resize:
             height, width = self._target(picture.height, picture.width)
-            picture = picture.resize((width, height), Image.Resampling(_FILTERS.index(self.resample)))
+            picture = picture.resize((width, height), Image.Resampling(FILTERS.index(self.resample)))
         pixels = np.asarray(picture, np.uint8).reshape(picture.height, picture.width, channels).transpose(2, 0, 1)
         return np.ascontiguousarray(_cut(pixels, *self.crop) if self.crop else pixels)
 
@@ -86,34 +85,7 @@ class Preprocessor:
         short = self.resize[0]
         return (short, int(short * width / height)) if height <= width else (int(short * height / width), short)
 
-    # ---- Hugging Face's names ---------------------------------------------------------------------------------------
-
-    @classmethod
-    def from_hf(cls, document: Mapping[str, Any], where: str) -> Preprocessor:
-        """Of a ``preprocessor_config.json``; ``where`` opens the messages.
-
-        Raises:
-            ConfigError: if a figure is missing, of another kind, or of a step that is unknown here.
-        """
-        try:
-            on = {step: bool(document.get(f"do_{step}", step in ("resize", "rescale", "normalize"))) for step in _STEPS}
-            if document.get("do_pad"):
-                raise ConfigError("do_pad is true, which is unknown here")
-            unit = 255 * float(document.get("rescale_factor", 1 / 255)) if on["rescale"] else 255.0
-            found = cls(
-                resize=_sizes(document.get("size", 224)) if on["resize"] else (),
-                resample=_FILTERS[document.get("resample", 2)],
-                crop=_sizes(document.get("crop_size", 224), square=True) if on["center_crop"] else (),
-                mean=tuple(m / unit for m in _channels(document, "image_mean")) if on["normalize"] else (0.0,) * 3,
-                std=tuple(s / unit for s in _channels(document, "image_std")) if on["normalize"] else (1 / unit,) * 3,
-            )
-        except ConfigError as error:
-            raise ConfigError(f"{where}: {error}") from error
-        except (TypeError, ValueError, KeyError, IndexError) as error:
-            raise ConfigError(f"{where}: a figure is missing or of another kind: {error!r}") from error
-        return found
-
-    def to_hf(self) -> dict[str, object]:
+    def to_json(self) -> dict[str, object]:
         """As a ``preprocessor_config.json`` that transformers reads."""
         names = ("height", "width") if len(self.resize) == 2 else ("shortest_edge",)
         size = {"size": dict(zip(names, self.resize, strict=True))} if self.resize else {}
@@ -122,7 +94,7 @@ class Preprocessor:
             "image_processor_type": "ViTImageProcessor",
             "do_resize": bool(self.resize),
             **size,
-            "resample": _FILTERS.index(self.resample),
+            "resample": FILTERS.index(self.resample),
             "do_center_crop": bool(self.crop),
             **crop,
             "do_rescale": True,
@@ -131,26 +103,6 @@ class Preprocessor:
             "image_mean": list(self.mean),
             "image_std": list(self.std),
         }
-
-
-_STEPS = ("resize", "center_crop", "rescale", "normalize")
-
-
-def _sizes(value: Any, *, square: bool = False) -> tuple[int, ...]:
-    """``size`` or ``crop_size``: a mapping, a pair, or the number that old files have, which is both sides."""
-    if isinstance(value, Mapping):
-        if value.keys() == {"shortest_edge"} and not square:
-            return (int(value["shortest_edge"]),)
-        if value.keys() != {"height", "width"}:
-            raise ConfigError(f"size is {dict(value)}, expected height and width, or shortest_edge")
-        return int(value["height"]), int(value["width"])
-    return (int(value), int(value)) if isinstance(value, int) else tuple(int(n) for n in value)
-
-
-def _channels(document: Mapping[str, Any], name: str) -> tuple[float, ...]:
-    """A figure of each channel; one number is that of all."""
-    value = document.get(name, (0.5, 0.5, 0.5))
-    return (float(value),) * 3 if isinstance(value, int | float) else tuple(float(n) for n in value)
 
 
 def _cut(pixels: npt.NDArray[np.uint8], rows: int, columns: int) -> npt.NDArray[np.uint8]:

@@ -99,16 +99,27 @@ class Layer:
 
     # ---- on a backend -----------------------------------------------------------------------------------------------
 
-    def to(self, backend: Backend | str, dtype: str | None = None, *, seed: int | None = None) -> Self:
+    def to(
+        self,
+        backend: Backend | str,
+        dtype: str | None = None,
+        *,
+        seed: int | None = None,
+        values: Mapping[str, HostArray] | None = None,
+    ) -> Self:
         """Place the parameters on a backend, in flat segments.
 
         The first time they get their initial values, a function of ``seed`` and each parameter's name; later they are
-        copied.
+        copied, and only parameters that are new get initial ones.
 
         Args:
             backend: a backend or its name, ``"numpy"``, ``"torch:cuda:0"``.
             dtype: ``"float32"`` or ``"float64"``; by default the dtype so far, or float32.
             seed: of the initial values; by default the model's own ``seed``, or 0.
+            values: all parameters' values instead, by name.
+
+        Raises:
+            CheckpointError: if ``values`` has other names or shapes than the model.
         """
         from xpformer.backend import get_backend
 
@@ -118,9 +129,12 @@ class Layer:
         parameters = self.named_parameters()
         for name, parameter in parameters.items():
             parameter.name = name
-        held = {} if self._store is None else self._store.to_host()
-        new = {name: p for name, p in parameters.items() if name not in held}
-        values = held | initial_values(new, seed if seed is not None else getattr(self, "seed", 0))
+        if values is not None:
+            check_names(parameters, values, "values")
+        else:
+            held = {} if self._store is None else self._store.to_host()
+            new = {name: p for name, p in parameters.items() if name not in held}
+            values = held | initial_values(new, seed if seed is not None else getattr(self, "seed", 0))
         dtype = dtype or (self._store.dtype if self._store else "float32")
         self._store = ParameterStore(parameters, target, dtype, values)
         for name, constant in self._owned(Constant).items():

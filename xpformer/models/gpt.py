@@ -26,6 +26,7 @@ from xpformer.layers.activation import ACTIVATIONS, GATED
 from xpformer.layers.block import ORDERS
 from xpformer.layers.norm import NORMS, make_norm
 from xpformer.layers.position import TOKEN_POSITIONS
+from xpformer.models.model import Model
 from xpformer.parameters import Initializer
 
 POSITIONS = (*TOKEN_POSITIONS, "rotary")
@@ -133,7 +134,7 @@ class GPTConfig:
         return dataclasses.replace(PRESETS[name], **changes)
 
 
-class GPT(Layer):
+class GPT(Model):
     """Token ids to scores of each next token: (B, T) -> (B, T, vocabulary).
 
     Tokens are embedded, positions added, ``depth`` causal blocks applied, normalized, and scored by the head.

@@ -19,7 +19,7 @@ from xpformer.models.vit import ViT, ViTConfig
 HEAD = "head.*"
 """The parameters that a new number of classes makes new."""
 _SHAPES = {
-    ViTConfig: ("classes", "image_size", "dropout", "attention_dropout", "drop_path"),
+    ViTConfig: ("classes", "image_size", "dropout", "hidden_dropout", "attention_dropout", "drop_path"),
     GPTConfig: ("context", "dropout", "embedding_dropout", "attention_dropout"),
 }
 

@@ -18,7 +18,6 @@ from xpformer.layers import (
     Dropout,
     FlattenPatches,
     Head,
-    Layer,
     LayerNorm,
     Pool,
     Positions,
@@ -26,6 +25,7 @@ from xpformer.layers import (
 from xpformer.layers.activation import ACTIVATIONS
 from xpformer.layers.pooling import POOLS
 from xpformer.layers.position import POSITIONS
+from xpformer.models.model import Model
 from xpformer.parameters import Initializer
 
 EMBEDDINGS = ("flatten", "conv", "stem")
@@ -74,6 +74,8 @@ class ViTConfig:
     norm_eps: float = 1e-6
     """1e-6 as in vit_jax and timm; Hugging Face uses 1e-12."""
     dropout: float = 0.0
+    hidden_dropout: float | None = None
+    """Behind the activation of the MLP; null means as ``dropout``.  Hugging Face has none there."""
     attention_dropout: float = 0.0
     drop_path: float = 0.0
     """Rate of the last block; it rises linearly from 0 at the first."""
@@ -102,8 +104,8 @@ class ViTConfig:
                 raise ConfigError(
                     f"{name} = {getattr(self, name)!r} is unknown; {suggest(getattr(self, name), options)}"
                 )
-        for name in ("dropout", "attention_dropout", "drop_path"):
-            if not 0.0 <= getattr(self, name) < 1.0:
+        for name in ("dropout", "hidden_dropout", "attention_dropout", "drop_path"):
+            if not 0.0 <= (getattr(self, name) or 0.0) < 1.0:
                 raise ConfigError(f"{name} = {getattr(self, name)} is outside 0 <= rate < 1")
         for name in ("patch_stride", "head_hidden"):
             if getattr(self, name) < 0:
@@ -152,7 +154,7 @@ class ViTConfig:
         return dataclasses.replace(PRESETS[name], **changes)
 
 
-class ViT(Layer):
+class ViT(Model):
     """Image to class logits: (B, channels, image_size, image_size) -> (B, classes).
 
     Patches are embedded, positions added, ``depth`` pre-norm blocks applied, normalized, pooled and classified.
@@ -185,6 +187,7 @@ class ViT(Layer):
                 qkv_bias=config.qkv_bias,
                 projection=config.attention_projection,
                 dropout=config.dropout,
+                hidden_dropout=config.hidden_dropout,
                 attention_dropout=config.attention_dropout,
                 drop_path=config.drop_path * i / max(1, config.depth - 1),
                 norm_eps=config.norm_eps,

@@ -1,48 +1,31 @@
-"""A trained model to start from: one of our runs, or a directory in somebody else's format."""
+"""The trained model that a run starts from: another run, or whatever :mod:`xpformer.interop` reads."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from xpformer.array import HostArray
-from xpformer.data.preprocess import Preprocessor
+from xpformer.interop.assets import Assets
+from xpformer.interop.families import family_of
+from xpformer.interop.pretrained import Pretrained, open_pretrained
 from xpformer.models.tuning import merged_state
 
 
-@dataclass(frozen=True, eq=False)
-class Pretrained:
-    """Its shape and weights, and what it was taught on."""
-
-    source: Path
-    config: Any
-    """A :class:`~xpformer.models.vit.ViTConfig` or :class:`~xpformer.models.gpt.GPTConfig`."""
-    weights: dict[str, HostArray]
-    """By name, a LoRA merged into what it adapts."""
-    classes: tuple[str, ...] = ()
-    """Of images."""
-    preprocessor: Preprocessor | None = None
-    """Of images."""
-    tokenizer: str = ""
-    """Of text: where it is."""
-    notes: tuple[str, ...] = ()
-    """One line on each thing that the user should know."""
-
-
-def read_pretrained(source: Path) -> Pretrained:
-    """The model in ``source``.
+def open_start(source: Path) -> Pretrained:
+    """The model in ``source``, on the host; of a run the best weights, a LoRA merged into what it adapts.
 
     Raises:
-        RunError: if it is neither a run nor a directory of a format that is known.
-        CheckpointError: if it is damaged.
+        CheckpointError: if it is neither a run nor a directory of a format that is known, or it is damaged.
     """
+    if not (source / "run.json").exists():
+        return open_pretrained(source)
     from xpformer.training.trained import load_trained
 
     trained = load_trained(source, backend="numpy")
-    weights, config = merged_state(trained.model), trained.settings.model
+    saved, config = trained.saved, trained.settings.model
     if trained.reads_text:
-        file = trained.saved.directory / "tokenizer.json"
-        return Pretrained(source, config, weights, tokenizer=str(file) if file.is_file() else "")
-    how = trained.task.preprocessor(trained.settings, trained.preprocessor)
-    return Pretrained(source, config, weights, classes=trained.class_names, preprocessor=how)
+        file = saved.directory / "tokenizer.json"
+        assets = Assets(files={file.name: file.read_bytes()} if file.name in saved.documents else {}, where=str(source))
+    else:
+        assets = Assets(trained.class_names, trained.task.preprocessor(trained.settings, trained.preprocessor))
+    weights, dtype = merged_state(trained.model), trained.model.dtype
+    return Pretrained(str(saved.directory), family_of(config), config, weights, dtype, assets)

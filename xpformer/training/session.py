@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xpformer.backend import Backend, get_backend
 from xpformer.errors import CheckpointError, ConfigError, NonFiniteError, RunError
@@ -18,13 +18,15 @@ from xpformer.training.environment import environment_manifest
 from xpformer.training.log import Log
 from xpformer.training.metrics import Result
 from xpformer.training.parallel import thread_count
-from xpformer.training.pretrained import Pretrained, read_pretrained
 from xpformer.training.recipe import Recipe, find_recipe, load_recipe, settings_to_dict
 from xpformer.training.run import Run, default_run_path
 from xpformer.training.signals import Interrupted, StopRequest, stop_on_signals
 from xpformer.training.task import AnyData, AnySettings
 from xpformer.training.trained import check_options, load_data, read_config
 from xpformer.training.trainer import Progress, StepResult, Trainer
+
+if TYPE_CHECKING:
+    from xpformer.interop.pretrained import Pretrained
 
 
 class Reporter:
@@ -243,7 +245,7 @@ def make_trainer(
     model = recipe.build(settings, options.seed).to(backend, options.dtype)
     if start is not None:
         carried, said = task.carry(start, settings, data, model.state())
-        model.load_state(carried, str(start.source))
+        model.load_state(carried, str(start.where))
         (notes if notes is not None else []).extend([*start.notes, *said])
     if options.grow_from is not None:
         grown = task.grown(options.grow_from, settings, data, seed=options.seed, dtype=options.dtype)
@@ -269,6 +271,15 @@ def _fit(recipe: Recipe, unchanged: Any, settings: Any, data: AnyData) -> Any:
                     "leave it out"
                 )
     return fitted
+
+
+def _opened(source: Path | None) -> Pretrained | None:
+    """The trained model to start from."""
+    if source is None:
+        return None
+    from xpformer.training.pretrained import open_start
+
+    return open_start(source)
 
 
 def _holds_something(out: Path) -> bool:
@@ -307,7 +318,7 @@ def start(
             f"{out}: is not empty; a run is never written over: go on with xpformer resume {shlex.quote(str(out))}, "
             "or take another --out"
         )
-    begun = None if options.start_from is None else read_pretrained(options.start_from)
+    begun = _opened(options.start_from)
     recipe.task.check_start(begun)
     adopted = None if begun is None else recipe.task.adopt(begun)
     unchanged, settings = recipe.settings(preset, (), adopted), recipe.settings(preset, changes, adopted)
@@ -378,7 +389,7 @@ def resume(
     options = Options(spec, config["dtype"], config["seed"], threads, data, Path(path), grown, precision, started)
     saved, notes = checkpoint.newest(run.checkpoints) if began else (None, [])
     loaded = load_data(run, recipe, settings, config, saved, data)
-    begun = None if started is None else read_pretrained(started)
+    begun = _opened(started)
     trainer = make_trainer(recipe, settings, options, used, loaded, begun)
     if saved is not None:
         trainer.restore(saved)

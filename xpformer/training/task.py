@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from xpformer.array import HostArray
 from xpformer.errors import ConfigError, DataError
@@ -21,8 +21,10 @@ from xpformer.layers import Layer
 from xpformer.training.checkpoint import Checkpoint
 from xpformer.training.config import TrainConfig
 from xpformer.training.objective import Objective
-from xpformer.training.pretrained import Pretrained
 from xpformer.training.trainer import Batches, Progress
+
+if TYPE_CHECKING:
+    from xpformer.interop.pretrained import Pretrained
 
 SPLITS = {"val": "validation", "validation": "validation", "test": "test", "train": "train"}
 """What a user may call a split, and its name."""
@@ -129,10 +131,10 @@ class Task(ABC, Generic[S, D]):
             if self.starts_from is not None:
                 raise ConfigError("which model? name a directory of one that is trained, or a run: --from DIR")
         elif self.starts_from is None:
-            raise ConfigError(f"--from {start.source}: only vit-finetune and gpt-finetune go on from a trained model")
+            raise ConfigError(f"--from {start.where}: only vit-finetune and gpt-finetune go on from a trained model")
         elif not isinstance(start.config, self.starts_from):
             found, expected = (kind.__name__.removesuffix("Config") for kind in (type(start.config), self.starts_from))
-            raise ConfigError(f"--from {start.source}: holds a {found}, expected a {expected}")
+            raise ConfigError(f"--from {start.where}: holds a {found}, expected a {expected}")
 
     def adopt(self, start: Pretrained) -> dict[str, Any]:
         """The options, by section, that come from a trained model and not from the recipe."""

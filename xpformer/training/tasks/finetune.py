@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from xpformer.array import HostArray
 from xpformer.data.folders import load_folder
@@ -16,9 +16,11 @@ from xpformer.errors import ConfigError, DataError
 from xpformer.models.gpt import GPTConfig
 from xpformer.models.tuning import carry_over
 from xpformer.models.vit import ViTConfig
-from xpformer.training.pretrained import Pretrained
 from xpformer.training.tasks.images import ImageTask, Settings
 from xpformer.training.tasks.text import TextSettings, TextTask
+
+if TYPE_CHECKING:
+    from xpformer.interop.pretrained import Pretrained
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class FolderTask(ImageTask):
         """Shape and preprocessor; the figures of ViT's own where it came without."""
         assert isinstance(start.config, ViTConfig)
         size, channels = start.config.image_size, start.config.channels
-        how = start.preprocessor or Preprocessor((size, size), mean=(0.5,) * channels, std=(0.5,) * channels)
+        how = start.assets.preprocessor or Preprocessor((size, size), mean=(0.5,) * channels, std=(0.5,) * channels)
         return {"model": asdict(start.config), "preprocessor": asdict(how)}
 
     def fit(self, settings: Settings, data: ImageData) -> Settings:
@@ -70,8 +72,8 @@ class FolderTask(ImageTask):
         self, start: Pretrained, settings: Settings, data: ImageData, initial: Mapping[str, HostArray]
     ) -> tuple[dict[str, HostArray], list[str]]:
         """The head stays where the classes have the same names."""
-        new_head = start.classes != data.classes
-        return carry_over(start.weights, start.config, initial, settings.model, new_head=new_head)
+        new_head = start.assets.class_names != data.classes
+        return carry_over(start.values, start.config, initial, settings.model, new_head=new_head)
 
     def describe(self, settings: Settings, data: ImageData) -> dict[str, object]:
         """With the steps before the pixels are normalized."""
@@ -99,7 +101,11 @@ class TunedTextTask(TextTask):
 
     def adopt(self, start: Pretrained) -> dict[str, Any]:
         """Shape and tokenizer."""
-        return {"model": asdict(start.config)} | ({"data": {"tokenizer": start.tokenizer}} if start.tokenizer else {})
+        files, where = start.assets.files, Path(start.where)
+        if "tokenizer.json" in files or {"vocab.json", "merges.txt"} <= files.keys():
+            file = where / "tokenizer.json" if "tokenizer.json" in files else where
+            return {"model": asdict(start.config), "data": {"tokenizer": str(file)}}
+        return {"model": asdict(start.config)}
 
     def fit(self, settings: TextSettings, data: TextData) -> TextSettings:
         """The settings as they are; a model may have more ids than its tokenizer."""
@@ -115,7 +121,7 @@ class TunedTextTask(TextTask):
         self, start: Pretrained, settings: TextSettings, data: TextData, initial: Mapping[str, HostArray]
     ) -> tuple[dict[str, HostArray], list[str]]:
         """All of it."""
-        return carry_over(start.weights, start.config, initial, settings.model)
+        return carry_over(start.values, start.config, initial, settings.model)
 
 
 FOLDER, TUNED_TEXT = FolderTask(), TunedTextTask()
