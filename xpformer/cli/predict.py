@@ -136,10 +136,10 @@ def predict(
 
 
 def _from_files(trained: Trained, paths: Sequence[Path], invert: Literal["auto"] | bool) -> list[Picture]:
-    from xpformer.data.files import load_image
+    from xpformer.training.tasks.images import ImageTask
 
-    channels, height, width = trained.preprocessor["image_shape"]
-    return [Picture(path.name, load_image(path, (channels, height, width), invert=invert)) for path in paths]
+    assert isinstance(trained.task, ImageTask)
+    return [Picture(path.name, trained.task.picture(trained.settings, path, invert=invert)) for path in paths]
 
 
 def from_data(trained: Trained, split: str, indices: Sequence[int], folder: Path | None) -> list[Picture]:

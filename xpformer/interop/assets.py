@@ -8,10 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from xpformer.data.preprocess import Preprocessor
 from xpformer.data.tokenizers import BytePairs, Tokenizer
 from xpformer.errors import DataError
 from xpformer.interop.documents import read_bytes, read_object
-from xpformer.interop.preprocessor import FILE, Preprocessor, read_preprocessor
+from xpformer.interop.preprocessor import FILE, read_preprocessor
 from xpformer.training import strict_json
 
 TOKENIZER_FILES = (

@@ -18,6 +18,7 @@ from xpformer.interop.families import VIT, Family, describe, family_of, is_their
 from xpformer.interop.layouts import HostArray, fetch, identity
 from xpformer.interop.tensor_files import INDEX, SHARD_BYTES, open_tensors, serialized, shards
 from xpformer.models.model import Model
+from xpformer.models.tuning import merged_state
 from xpformer.parameters import initial_values
 from xpformer.training import fs, strict_json
 
@@ -131,7 +132,7 @@ def save(
     """Write a model to a new directory: configuration, weights, what stands beside them, and a card.
 
     Args:
-        model: on any backend.
+        model: on any backend; a LoRA is merged into what it adapts.
         directory: missing or empty.
         assets: what stands beside the weights; by default what the model was read with.
         own: write our ``model_type`` and names; by default where Hugging Face's class lacks an option of the model,
@@ -143,7 +144,7 @@ def save(
         ConfigError: if ``own`` is false and Hugging Face's class lacks an option.
     """
     found = assets or model.assets or Assets()
-    for note in write(Path(directory), model.config, model.state(), found, own=own, shard_bytes=shard_bytes):
+    for note in write(Path(directory), model.config, merged_state(model), found, own=own, shard_bytes=shard_bytes):
         warnings.warn(note, stacklevel=3)
     return Path(directory)
 

@@ -38,6 +38,10 @@ class Entry(NamedTuple):
     """The arguments that are no parameters, floating-point, and so have a gradient to return."""
 
 
+def _has_trainable(parameters: Mapping[str, Parameter]) -> bool:
+    return any(p.trainable for p in parameters.values())
+
+
 class Observer:
     """Sees what happens in a pass.  Subclass it and override what you want to see; it must not write the arrays.
 
@@ -100,6 +104,7 @@ class Context:
         self.cache = cache
         self.tokens: Tokens | None = None
         self.tape: list[Entry] | None = None if grads is None else []
+        self._trainable = 0  # entries on the tape that have a trainable parameter
         self._layers: list[Layer] = []
         self._uses: dict[str, int] = {}
 
@@ -136,6 +141,7 @@ class Context:
                 if a is not None and n not in parameters and is_floating(a)
             )
             self.tape.append(Entry(self.path, op, pair, saved, parameters, inputs))
+            self._trainable += _has_trainable(parameters)
         if self.observer is not None:
             self.observer.forward(self.path, op, pair, data, options, y, saved)
         return y
@@ -193,7 +199,19 @@ class Context:
                 f"expected the backward of {entry.path or 'the model'} ({entry.op.name}), "
                 f"got {self.path or 'the model'} ({op.name}); a backward undoes its forward in the opposite order"
             )
+        self._trainable -= _has_trainable(entry.parameters)
         return self.tape.pop()
+
+    def settled(self) -> bool:
+        """Whether nothing that was computed so far has a gradient to get: then the tape is emptied.
+
+        A model asks between its layers, in the forward to keep nothing of those that are frozen, and at the same places
+        in the backward to end there.
+        """
+        if self.tape is None or self._trainable or self.input_gradient:
+            return False
+        self.tape.clear()
+        return True
 
     # ---- layers -----------------------------------------------------------------------------------------------------
 

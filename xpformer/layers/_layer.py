@@ -110,7 +110,7 @@ class Layer:
         """Place the parameters on a backend, in flat segments.
 
         The first time they get their initial values, a function of ``seed`` and each parameter's name; later they are
-        copied.
+        copied, and only parameters that are new get initial ones.
 
         Args:
             backend: a backend or its name, ``"numpy"``, ``"torch:cuda:0"``.
@@ -131,10 +131,10 @@ class Layer:
             parameter.name = name
         if values is not None:
             check_names(parameters, values, "values")
-        elif self._store is None:
-            values = initial_values(parameters, seed if seed is not None else getattr(self, "seed", 0))
         else:
-            values = self._store.to_host()
+            held = {} if self._store is None else self._store.to_host()
+            new = {name: p for name, p in parameters.items() if name not in held}
+            values = held | initial_values(new, seed if seed is not None else getattr(self, "seed", 0))
         dtype = dtype or (self._store.dtype if self._store else "float32")
         self._store = ParameterStore(parameters, target, dtype, values)
         for name, constant in self._owned(Constant).items():

@@ -209,6 +209,26 @@ class ViT(Model):
 
     def forward(self, images: Any, ctx: Context) -> Any:
         """(B, channels, image_size, image_size) -> (B, classes) logits."""
+        x = self._embed(images, ctx)
+        for block in self.blocks:
+            x = block.forward(x, ctx)
+            ctx.settled()
+        x = self.norm.forward(x, ctx)
+        return self.head.forward(self.pool.forward(x, ctx), ctx)  # (B, classes)
+
+    def features(self, images: Any) -> tuple[Any, ...]:
+        """The embedded image, then what each block gives, ``depth + 1`` times (B, T, D), without the final norm.
+
+        They are the ``hidden_states`` of transformers; the class token stands first.
+        """
+        ctx = Context(self.backend)
+        states = [self._embed(images, ctx)]
+        for block in self.blocks:
+            states.append(block.forward(states[-1], ctx))
+        return tuple(states)
+
+    def _embed(self, images: Any, ctx: Context) -> Any:
+        """(B, channels, image_size, image_size) -> (B, T, D)."""
         c = self.config
         if images.ndim != 4 or tuple(images.shape[1:]) != (c.channels, c.image_size, c.image_size):
             expected = f"(B, {c.channels}, {c.image_size}, {c.image_size})"
@@ -221,17 +241,19 @@ class ViT(Model):
         if self.token is not None:
             x = self.token.forward(x, ctx)  # (B, 1 + N, D)
         x = self.dropout.forward(self.positions.forward(x, ctx), ctx)
-        for block in self.blocks:
-            x = block.forward(x, ctx)
-        x = self.norm.forward(x, ctx)
-        return self.head.forward(self.pool.forward(x, ctx), ctx)  # (B, classes)
+        ctx.settled()
+        return x
 
     def backward(self, dlogits: Any, ctx: Context) -> Any:
         """Leave the gradients in the context; returns the image's if ``ctx.input_gradient``, else ``None``."""
         dx = self.pool.backward(self.head.backward(dlogits, ctx), ctx)
         dx = self.norm.backward(dx, ctx)
         for block in reversed(self.blocks):
+            if ctx.settled():
+                return None
             dx = block.backward(dx, ctx)
+        if ctx.settled():
+            return None
         dx = self.positions.backward(self.dropout.backward(dx, ctx), ctx)
         if self.token is not None:
             dx = self.token.backward(dx, ctx)

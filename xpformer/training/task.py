@@ -11,9 +11,9 @@ How its results are shown is for the command line (:mod:`xpformer.cli.report`). 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from xpformer.array import HostArray
 from xpformer.errors import ConfigError, DataError
@@ -22,6 +22,9 @@ from xpformer.training.checkpoint import Checkpoint
 from xpformer.training.config import TrainConfig
 from xpformer.training.objective import Objective
 from xpformer.training.trainer import Batches, Progress
+
+if TYPE_CHECKING:
+    from xpformer.interop.pretrained import Pretrained
 
 SPLITS = {"val": "validation", "validation": "validation", "test": "test", "train": "train"}
 """What a user may call a split, and its name."""
@@ -69,6 +72,8 @@ class Task(ABC, Generic[S, D]):
     """Of ``loss`` and ``accuracy``, those that are shown while a run trains."""
     best: ClassVar[str]
     """The figure that the best weights have the best of."""
+    starts_from: ClassVar[type[Any] | None] = None
+    """The configuration of the trained models that go on learning, ``None`` where models start from nothing."""
 
     # ---- from settings to a trainer ---------------------------------------------------------------------------------
 
@@ -115,6 +120,33 @@ class Task(ABC, Generic[S, D]):
             ConfigError: if this task's models do not grow, or these two differ in more than depth.
         """
         raise ConfigError(f"--grow-from {run}: only language models grow; leave it out")
+
+    # ---- from a trained model ---------------------------------------------------------------------------------------
+
+    def check_start(self, start: Pretrained | None) -> None:
+        """Raise :class:`ConfigError` where a model to start from is missing, is of another kind, or is no use."""
+        if start is None:
+            if self.starts_from is not None:
+                raise ConfigError("which model? name a directory of one that is trained, or a run: --from DIR")
+        elif self.starts_from is None:
+            raise ConfigError(f"--from {start.where}: only vit-finetune and gpt-finetune go on from a trained model")
+        elif not isinstance(start.config, self.starts_from):
+            found, expected = (kind.__name__.removesuffix("Config") for kind in (type(start.config), self.starts_from))
+            raise ConfigError(f"--from {start.where}: holds a {found}, expected a {expected}")
+
+    def adopt(self, start: Pretrained) -> dict[str, Any]:
+        """The options, by section, that come from a trained model and not from the recipe."""
+        return {}
+
+    def carry(
+        self, start: Pretrained, settings: S, data: D, initial: Mapping[str, HostArray]
+    ) -> tuple[dict[str, HostArray], list[str]]:
+        """Weights that continue a trained model, and one line on each thing that was changed.
+
+        Raises:
+            ConfigError: if the two shapes differ in more than can change.
+        """
+        raise NotImplementedError(f"{type(self).__name__} starts from no trained model")
 
     # ---- what people see --------------------------------------------------------------------------------------------
 

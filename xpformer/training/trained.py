@@ -51,7 +51,7 @@ def read_config(run: Run) -> tuple[Recipe, Any, dict[str, Any]]:
     check_options(str(run.path / "config.json"), config["seed"], config["dtype"])
     config.setdefault("matmul_precision", "highest")  # of runs that are older than the choice
     texts = (("backend", (str,)), ("matmul_precision", (str,)))
-    for key, kinds in (*texts, ("data", (str, type(None))), ("grown_from", (str, type(None)))):
+    for key, kinds in (*texts, *((key, (str, type(None))) for key in ("data", "grown_from", "started_from"))):
         if not isinstance(config.get(key), kinds):
             raise RunError(f"{run.path / 'config.json'}: {key} is {config[key]!r}, expected a text; is it edited?")
     return recipe, settings_from_dict(config["settings"], recipe.task.settings), config

@@ -17,6 +17,7 @@ from xpformer.interop.assets import ends_of_text, tokenizer_config
 from xpformer.interop.families import describe
 from xpformer.layers import Layer
 from xpformer.models.gpt import GPT, GPTConfig
+from xpformer.models.tuning import Tuning, tune
 from xpformer.training.checkpoint import Checkpoint
 from xpformer.training.config import TrainConfig
 from xpformer.training.objective import LanguageModelling
@@ -34,7 +35,7 @@ class TextConfig:
 
     tokenizer: str = "characters"
     """``characters``, ``bytes``, ``bpe`` (trained on the training part), ``gpt2``, or the path of a
-    ``tokenizer.json``."""
+    ``tokenizer.json`` or of a folder with GPT-2's two files."""
     vocabulary: int = 0
     """Tokens of a new BPE, 0 for 1,024; or how many ids there are in files of tokens that have no tokenizer."""
     validation: float = 0.1
@@ -70,6 +71,7 @@ class TextSettings:
     model: GPTConfig
     train: TrainConfig
     data: TextConfig = TextConfig()
+    tuning: Tuning = Tuning()  # noqa: RUF009  (frozen)
 
 
 def corpus(name: str) -> Callable[[Path | None, TextConfig], TextData]:
@@ -103,8 +105,8 @@ class TextTask(Task[TextSettings, TextData]):
 
     def remembered(self, settings: TextSettings, saved: Checkpoint) -> TextSettings:
         """With the tokenizer that the checkpoint holds in place of files, which may have gone."""
-        outside = settings.data.tokenizer == "gpt2" or settings.data.tokenizer.endswith(".json")
-        if not outside or "tokenizer.json" not in saved.documents:
+        own = settings.data.tokenizer in ("characters", "bytes", "bpe")
+        if own or "tokenizer.json" not in saved.documents:
             return settings
         return replace(settings, data=replace(settings.data, tokenizer=str(saved.directory / "tokenizer.json")))
 
@@ -115,7 +117,9 @@ class TextTask(Task[TextSettings, TextData]):
 
     def build(self, settings: TextSettings, seed: int) -> Layer:
         """A GPT."""
-        return GPT(settings.model, seed=seed)
+        model = GPT(settings.model, seed=seed)
+        tune(model, settings.tuning)
+        return model
 
     def grown(
         self, run: Path, settings: TextSettings, data: TextData, *, seed: int, dtype: str
@@ -157,8 +161,8 @@ class TextTask(Task[TextSettings, TextData]):
 
     def describe(self, settings: TextSettings, data: TextData, *, dtype: str = "float32") -> dict[str, object]:
         """The model's shape and its tokenizer."""
-        carried = ends_of_text(data.tokenizer)
-        found: dict[str, object] = {"config.json": describe(settings.model, (), dtype, carried=carried)}
+        carried, own = ends_of_text(data.tokenizer), bool(settings.tuning.lora) or None
+        found: dict[str, object] = {"config.json": describe(settings.model, (), dtype, carried=carried, own=own)}
         if data.tokenizer is None:
             return found
         how = tokenizer_config(data.tokenizer, settings.model.context)
