@@ -91,7 +91,7 @@ class NpzFile:
         """One array; half precision becomes float32."""
         member, number = self._places[name]
         try:
-            with np.load(self.path, allow_pickle=False) as archive:
+            with np.load(self.path) as archive:
                 array: HostArray = archive[member]
         except (zipfile.BadZipFile, ValueError, OSError, EOFError) as error:
             raise self._damaged(error) from error
