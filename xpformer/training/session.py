@@ -309,7 +309,8 @@ def start(
     recipe_file = find_recipe(name)
     recipe = load_recipe(recipe_file)
     preset = preset or recipe.default
-    recipe.settings(preset, changes)  # a wrong name shows before anything is read
+    if options.start_from is None:
+        recipe.settings(preset, changes)  # a wrong name shows before anything is read
     backend = get_backend(options.backend, options.matmul_precision)
     threads = thread_count(backend, options.threads)
     out = options.out

@@ -107,6 +107,15 @@ class TunedTextTask(TextTask):
             return {"model": asdict(start.config), "data": {"tokenizer": str(file)}}
         return {"model": asdict(start.config)}
 
+    def load(self, load_data: Callable[..., object], folder: Path | None, settings: TextSettings, seed: int) -> object:
+        """With the tokenizer that the model came with, or one that the user names."""
+        if settings.data.tokenizer in ("characters", "bpe"):
+            raise ConfigError(
+                "which tokens? the model came without a tokenizer, and one made of the new text gives other ids; "
+                "name its own: --set data.tokenizer=FILE"
+            )
+        return super().load(load_data, folder, settings, seed)
+
     def fit(self, settings: TextSettings, data: TextData) -> TextSettings:
         """The settings as they are; a model may have more ids than its tokenizer."""
         data.check_context(settings.model.context)
