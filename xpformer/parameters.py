@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 Initializer = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 """Draws the initial values on the host: ``(generator, shape) -> array``."""
 
+Shape = tuple[int, ...]
+
 
 class Parameter:
     """A trainable array.  It has a shape from the start and data once its model was placed on a backend.
@@ -183,7 +185,13 @@ class ParameterStore:
 
 def check_names(parameters: Mapping[str, Parameter], values: Mapping[str, np.ndarray], what: str) -> None:
     """Raise unless ``values`` has exactly the names and shapes of ``parameters``."""
-    missing, unknown = parameters.keys() - values.keys(), values.keys() - parameters.keys()
+    expected = {name: p.shape for name, p in parameters.items()}
+    check_shapes(expected, {name: tuple(a.shape) for name, a in values.items()}, what)
+
+
+def check_shapes(expected: Mapping[str, Shape], found: Mapping[str, Shape], what: str) -> None:
+    """Raise :class:`CheckpointError` unless these are the same names with the same shapes."""
+    missing, unknown = expected.keys() - found.keys(), found.keys() - expected.keys()
     if missing or unknown:
         parts = [
             f"{len(names)} {kind} ({', '.join(sorted(names)[:5])}{', ...' if len(names) > 5 else ''})"
@@ -191,9 +199,9 @@ def check_names(parameters: Mapping[str, Parameter], values: Mapping[str, np.nda
             if names
         ]
         raise CheckpointError(f"{what} do not belong to this model: {', '.join(parts)}")
-    for name, parameter in parameters.items():
-        if tuple(values[name].shape) != parameter.shape:
-            raise CheckpointError(f"{what}: {name} has shape {tuple(values[name].shape)}, the model {parameter.shape}")
+    for name, shape in expected.items():
+        if found[name] != shape:
+            raise CheckpointError(f"{what}: {name} has shape {found[name]}, the model {shape}")
 
 
 def initial_values(parameters: Mapping[str, Parameter], seed: int) -> dict[str, np.ndarray]:

@@ -68,15 +68,25 @@ def read_assets(folder: Path, class_names: tuple[str, ...], channels: int | None
 
 def tokenizer_files(tokenizer: Tokenizer, context: int) -> dict[str, bytes]:
     """The files of a tokenizer: ``tokenizer.json``, and for byte-level BPE GPT-2's own two besides."""
-    how: dict[str, object] = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": context}
-    files = {}
+    files = {
+        "tokenizer.json": strict_json.dumps(tokenizer.to_json()),
+        "tokenizer_config.json": strict_json.dumps(tokenizer_config(tokenizer, context)),
+    }
     if isinstance(tokenizer, BytePairs):
         files["vocab.json"] = strict_json.dumps({word: i for i, word in enumerate(tokenizer.vocabulary)})
         files["merges.txt"] = "".join(["#version: 0.2\n", *(f"{a} {b}\n" for a, b in tokenizer.merges)]).encode()
-        if tokenizer.special:
-            how |= dict.fromkeys(("bos_token", "eos_token", "unk_token"), tokenizer.special[0])
-    return {
-        "tokenizer.json": strict_json.dumps(tokenizer.to_json()),
-        "tokenizer_config.json": strict_json.dumps(how),
-        **files,
-    }
+    return files
+
+
+def tokenizer_config(tokenizer: Tokenizer, context: int) -> dict[str, object]:
+    """``tokenizer_config.json``: the class that reads ``tokenizer.json`` as it stands."""
+    special = tokenizer.special[:1] if isinstance(tokenizer, BytePairs) else ()
+    ends = {key: word for word in special for key in ("bos_token", "eos_token", "unk_token")}
+    return {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": context, **ends}
+
+
+def ends_of_text(tokenizer: Tokenizer | None) -> dict[str, int | None]:
+    """The keys of ``config.json`` that say which token ends a text; null where there is none."""
+    special = tokenizer.special[:1] if isinstance(tokenizer, BytePairs) else ()
+    end = tokenizer.vocabulary.index(special[0]) if isinstance(tokenizer, BytePairs) and special else None
+    return {"bos_token_id": end, "eos_token_id": end}

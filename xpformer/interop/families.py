@@ -104,6 +104,7 @@ def describe(
     document = {
         "model_type": family.theirs.MODEL_TYPE,
         "architectures": [family.theirs.ARCHITECTURE],
+        **({} if family is VIT else dict.fromkeys(("bos_token_id", "eos_token_id"))),
         **(carried or {}),
         **family.theirs.keys(config),
         **(hf_vit.labels(class_names or default_names(config)) if family is VIT else {}),
@@ -155,21 +156,25 @@ def read_config(where: str, document: Mapping[str, Any]) -> tuple[Family, Read, 
     return family, read._replace(config=config), notes
 
 
-def published(config: Any, values: Mapping[str, HostArray], *, own: bool | None = None) -> dict[str, HostArray]:
-    """Weights by the names that belong to :func:`describe`."""
-    if is_own(config) if own is None else own:
+def class_names(where: str, document: Mapping[str, Any]) -> tuple[str, ...]:
+    """Of a ``config.json`` of either kind."""
+    return read_config(where, document)[1].class_names
+
+
+def published(document: object, model: Any, values: Mapping[str, HostArray]) -> dict[str, HostArray]:
+    """Weights of ``model``, whose ``config`` is looked at, by the names that belong to a ``config.json``."""
+    if not is_theirs(document):
         return dict(values)
-    return store(family_of(config).theirs.table(config), values)
+    return store(family_of(model.config).theirs.table(model.config), values)
 
 
-def adopted(config: Any, document: object, values: Mapping[str, HostArray], where: str) -> dict[str, HostArray]:
-    """The opposite of :func:`published`, for the weights of a checkpoint beside its ``config.json``.
+def adopted(document: object, model: Any, values: Mapping[str, HostArray], where: str) -> dict[str, HostArray]:
+    """The opposite of :func:`published`: weights beside a ``config.json``, by the names of ``model``.
 
     Raises:
         CheckpointError: if a tensor is missing, unknown or of another shape.
     """
     if not is_theirs(document):
         return dict(values)
-    family = family_of(config)
-    parameters = {name: p.shape for name, p in family.model(config).named_parameters().items()}
-    return fetch(family.theirs.table(config), parameters, InMemory(where, values))
+    parameters = {name: p.shape for name, p in model.named_parameters().items()}
+    return fetch(family_of(model.config).theirs.table(model.config), parameters, InMemory(where, values))

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from xpformer.errors import CheckpointError
+from xpformer.parameters import check_shapes
 
 HostArray = np.ndarray[Any, Any]
 
@@ -133,25 +133,15 @@ def fetch(
     for ours, shape in parameters.items():
         parts = table[ours].layout.split(np.broadcast_to(np.float32(0), shape))
         wanted |= {name: part.shape for name, part in zip(table[ours].names, parts, strict=True)}
-    absent = [n for ours in fresh for n in table[ours].names if n not in stored.shapes]
-    _check_names(stored, wanted.keys() - absent, ignored)
-    for name, shape in wanted.items():
-        if name not in absent and stored.shapes[name] != shape:
-            raise CheckpointError(f"{stored.where}: {name} has shape {stored.shapes[name]}, expected {shape}")
+    absent = {n for ours in fresh for n in table[ours].names} - stored.shapes.keys()
+    left_out = set(ignored) - wanted.keys()
+    check_shapes(
+        {name: shape for name, shape in wanted.items() if name not in absent},
+        {name: shape for name, shape in stored.shapes.items() if name not in left_out},
+        stored.where,
+    )
     return {
         ours: table[ours].layout.join([stored.read(name) for name in table[ours].names])
         for ours in parameters
-        if not set(table[ours].names) & set(absent)
+        if not absent & {*table[ours].names}
     }
-
-
-def _check_names(stored: Stored, wanted: Collection[str], ignored: Collection[str]) -> None:
-    missing = sorted(set(wanted) - stored.shapes.keys())
-    unknown = sorted(stored.shapes.keys() - set(wanted) - set(ignored))
-    parts = [
-        f"{len(names)} {kind} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
-        for kind, names in (("missing", missing), ("unknown", unknown))
-        if names
-    ]
-    if parts:
-        raise CheckpointError(f"{stored.where}: the tensors are not this model's: {', '.join(parts)}")

@@ -172,7 +172,7 @@ def write(
     dtype = str(next(iter(values.values())).dtype)
     document = describe(config, assets.class_names, dtype, carried=assets.carried, own=own)
     texts = {"config.json": strict_json.dumps(document), **assets.texts()}
-    groups = dict(shards(published(config, values, own=own), shard_bytes))
+    groups = dict(shards(published(document, family.model(config), values), shard_bytes))
     if len(groups) > 1:
         texts[INDEX] = strict_json.dumps(
             {

@@ -307,6 +307,7 @@ _STEM = ViTConfig(
 PRESETS: dict[str, ViTConfig] = {
     "tiny": ViTConfig(image_size=6, patch_size=2, dim=8, depth=2, heads=2, mlp_ratio=1.5, classes=3),
     "digits": dataclasses.replace(_STEM, image_size=8, stem_channels=(32,), stem_strides=(1, 2), depth=3),
+    "hf": ViTConfig(depth=4, mlp_ratio=2.0, norm_eps=1e-12),  # no option that Hugging Face's ViT lacks
     "quick": dataclasses.replace(_STEM, depth=2),
     "small": dataclasses.replace(_STEM, depth=3),
     "seed": ViTConfig(

@@ -207,7 +207,7 @@ class Session:
                 raise CheckpointError(f"{link}: cannot be moved to {name}: {error.strerror}") from error
 
     def _save(self, log: Log, reporter: Reporter, *, best: bool = False) -> None:
-        documents = self.recipe.task.describe(self.settings, self.data)
+        documents = self.recipe.task.describe(self.settings, self.data, dtype=self.options.dtype)
         with self._recorded(log):
             self.trainer.confirm()
         path = self.trainer.save(self.run.checkpoints, documents=documents, best=best)

@@ -66,8 +66,6 @@ class Task(ABC, Generic[S, D]):
     """The dataclass whose sections ``--set`` reaches."""
     data: ClassVar[type[Any]]
     """What a recipe's ``load_data`` gives."""
-    model_type: ClassVar[str]
-    """In a checkpoint's ``config.json``."""
     documents: ClassVar[tuple[str, ...]]
     """The files beside a checkpoint's weights."""
     measures: ClassVar[tuple[str, ...]]
@@ -112,8 +110,8 @@ class Task(ABC, Generic[S, D]):
         """The shape of one input, and the number of ids where it holds ids, else 0."""
 
     @abstractmethod
-    def describe(self, settings: S, data: D) -> dict[str, object]:
-        """The documents beside a checkpoint's weights, by file name."""
+    def describe(self, settings: S, data: D, *, dtype: str = "float32") -> dict[str, object]:
+        """The documents beside a checkpoint's weights, which are of ``dtype``, by file name."""
 
     def grown(self, run: Path, settings: S, data: D, *, seed: int, dtype: str) -> dict[str, HostArray]:
         """Initial weights that continue a smaller model, the best of ``run``.
@@ -182,13 +180,6 @@ def check_split(name: str) -> str:
     if name not in SPLITS:
         raise ConfigError(f"unknown split {name!r}; it is val, test or train")
     return SPLITS[name]
-
-
-def model_document(task: Task[Any, Any], model: Mapping[str, Any]) -> dict[str, object]:
-    """A checkpoint's ``config.json`` with the model's options."""
-    import xpformer
-
-    return {"model_type": task.model_type, "xpformer_version": xpformer.__version__, **model}
 
 
 def check_data(name: str, data: object, task: Task[Any, Any]) -> None:

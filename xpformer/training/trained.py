@@ -12,6 +12,7 @@ from typing import Any
 from xpformer.backend import get_backend
 from xpformer.data.tokenizers import Tokenizer
 from xpformer.errors import CheckpointError, ConfigError, DataError, RunError
+from xpformer.interop.families import adopted, class_names
 from xpformer.layers import Layer
 from xpformer.training import checkpoint
 from xpformer.training.log import Log
@@ -122,7 +123,7 @@ class Trained:
         """The classes, in the order of the logits."""
         config = self.saved.documents["config.json"]
         assert isinstance(config, dict)
-        return tuple(config["class_names"])
+        return class_names(str(self.saved.directory / "config.json"), config)
 
     @property
     def preprocessor(self) -> dict[str, Any]:
@@ -168,7 +169,8 @@ def load_trained(
         if not isinstance(saved.documents.get(name), dict):
             raise CheckpointError(f"{saved.directory}: lacks {name}")
     model = recipe.build(settings, config["seed"]).to(used, config["dtype"])
-    model.load_state(saved.tensors["model"], str(saved.directory))
+    weights = adopted(saved.documents["config.json"], model, saved.tensors["model"], str(saved.directory))
+    model.load_state(weights, str(saved.directory))
     return Trained(run, model, saved, settings, recipe, config)
 
 

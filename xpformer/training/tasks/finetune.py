@@ -75,10 +75,10 @@ class FolderTask(ImageTask):
         new_head = start.assets.class_names != data.classes
         return carry_over(start.values, start.config, initial, settings.model, new_head=new_head)
 
-    def describe(self, settings: Settings, data: ImageData) -> dict[str, object]:
+    def describe(self, settings: Settings, data: ImageData, *, dtype: str = "float32") -> dict[str, object]:
         """With the steps before the pixels are normalized."""
         assert isinstance(settings, FolderSettings)
-        found = super().describe(settings, data)
+        found = super().describe(settings, data, dtype=dtype)
         shape: Any = found["preprocessor.json"]
         return found | {"preprocessor.json": asdict(settings.fitted) | shape}
 
