@@ -18,14 +18,15 @@ def open_start(source: Path) -> Pretrained:
     """
     if not (source / "run.json").exists():
         return open_pretrained(source)
+    from xpformer.training.tasks.images import ImageTask
     from xpformer.training.trained import load_trained
 
     trained = load_trained(source, backend="numpy")
     saved, config = trained.saved, trained.settings.model
-    if trained.reads_text:
+    if isinstance(trained.task, ImageTask):
+        assets = Assets(trained.class_names, trained.task.preprocessor(trained.settings, trained.preprocessor))
+    else:
         file = saved.directory / "tokenizer.json"
         assets = Assets(files={file.name: file.read_bytes()} if file.name in saved.documents else {}, where=str(source))
-    else:
-        assets = Assets(trained.class_names, trained.task.preprocessor(trained.settings, trained.preprocessor))
     weights, dtype = merged_state(trained.model), trained.model.dtype
     return Pretrained(str(saved.directory), family_of(config), config, weights, dtype, assets)

@@ -309,6 +309,7 @@ def start(
     recipe_file = find_recipe(name)
     recipe = load_recipe(recipe_file)
     preset = preset or recipe.default
+    recipe.task.check_source(options.start_from)
     if options.start_from is None:
         recipe.settings(preset, changes)  # a wrong name shows before anything is read
     backend = get_backend(options.backend, options.matmul_precision)
@@ -320,7 +321,6 @@ def start(
             "or take another --out"
         )
     begun = _opened(options.start_from)
-    recipe.task.check_start(begun)
     adopted = None if begun is None else recipe.task.adopt(begun)
     unchanged, settings = recipe.settings(preset, (), adopted), recipe.settings(preset, changes, adopted)
     data = recipe.read_data(options.data, settings, options.seed)
