@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 import transformers
 from transformers import GPT2Config, GPT2LMHeadModel, ViTConfig, ViTForImageClassification, ViTModel
@@ -75,3 +76,12 @@ def reopen(folder: Path, kind: Any) -> Any:
     model, info = kind.from_pretrained(folder, output_loading_info=True, dtype="auto")
     assert not any(info.values()), info
     return model.eval()
+
+
+def save_as(tensors: dict[str, Any], config: Any, folder: Path) -> Path:
+    """A directory with these names, as somebody else may have written it."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(config.to_json_string(), encoding="utf-8")
+    plain = {n: t.contiguous().clone() for n, t in tensors.items()}
+    safetensors.torch.save_file(plain, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder

@@ -49,6 +49,10 @@ class Stored(Protocol):
     where: str
     shapes: dict[str, tuple[int, ...]]
 
+    @property
+    def dtype(self) -> str:
+        """``float64`` or ``float32``: of a model of these numbers."""
+
     def read(self, name: str) -> HostArray:
         """The numbers of one."""
 
@@ -59,6 +63,11 @@ class InMemory:
     def __init__(self, where: str, values: Mapping[str, HostArray]) -> None:
         self.where, self.values = where, values
         self.shapes = {name: a.shape for name, a in values.items()}
+
+    @property
+    def dtype(self) -> str:
+        """Of the numbers."""
+        return "float64" if any(a.dtype == np.float64 for a in self.values.values()) else "float32"
 
     def read(self, name: str) -> HostArray:
         """The numbers of one."""

@@ -5,18 +5,19 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from xpformer.errors import CheckpointError, ConfigError
+from xpformer.interop import hf_vit, hub, timm, vit_jax
 from xpformer.interop.assets import Assets, read_assets
 from xpformer.interop.card import model_card
 from xpformer.interop.documents import read_object
 from xpformer.interop.families import VIT, Family, describe, family_of, is_theirs, published, read_config
-from xpformer.interop.layouts import HostArray, fetch, identity
-from xpformer.interop.tensor_files import INDEX, SHARD_BYTES, open_tensors, serialized, shards
+from xpformer.interop.layouts import HostArray, Stored, Table, fetch, identity
+from xpformer.interop.tensor_files import INDEX, SHARD_BYTES, WEIGHTS, open_tensors, serialized, shards
 from xpformer.models.model import Model
 from xpformer.models.tuning import merged_state
 from xpformer.parameters import initial_values
@@ -67,34 +68,70 @@ def open_pretrained(source: str | Path, *, revision: str | None = None) -> Pretr
         ConfigError: if ``config.json`` cannot be.
         DataError: if a file cannot be read.
     """
-    folder = Path(source)
-    if not (folder / "config.json").exists():
-        raise CheckpointError(f"{folder}: has no config.json; expected a directory with it and model.safetensors")
-    return _read_directory(folder)
+    path = Path(source)
+    if path.suffix == ".npz":
+        return _read_npz(path)
+    if not path.exists() and hub.is_name(str(source)):
+        path = hub.download(str(source), revision)
+    if not path.is_dir():
+        state = "is a file" if path.exists() else "does not exist"
+        raise CheckpointError(f"{path}: {state}; expected a directory with config.json and {WEIGHTS}, or a .npz")
+    if not (path / "config.json").exists():
+        raise CheckpointError(f"{path}: has no config.json; expected a directory with it and {WEIGHTS}")
+    document = read_object(path / "config.json")
+    if timm.is_timm(document):
+        return _read_timm(path, document)
+    return _read_directory(path, document)
 
 
-def _read_directory(folder: Path) -> Pretrained:
-    where = str(folder / "config.json")
-    document = read_object(folder / "config.json")
-    family, read, notes = read_config(where, document)
+def _read_directory(folder: Path, document: Mapping[str, Any]) -> Pretrained:
+    family, read, notes = read_config(str(folder / "config.json"), document)
+    theirs, config = family.theirs, read.config
     stored = open_tensors(folder)
-    config = read.config
-    fresh: tuple[str, ...] = ()
-    parameters = {name: p.shape for name, p in family.model(config).named_parameters().items()}
-    if is_theirs(document):
-        stored.rename({name: family.theirs.rename(name) for name in stored.shapes})
-        table = family.theirs.table(config)
-        if not {n for ours in family.theirs.FRESH for n in table[ours].names} & stored.shapes.keys():
-            fresh = family.theirs.FRESH
-        family.theirs.check(config, stored)
-        values = fetch(table, parameters, stored, fresh=fresh, ignored=[*filter(family.theirs.ignores, stored.shapes)])
-    else:
-        values = fetch(identity(parameters), parameters, stored)
-    if fresh:
-        notes.append(f"{stored.where}: has no classifier; a new one with {config.classes} classes is made")
     channels = config.channels if family is VIT else None
     assets = read_assets(folder, read.class_names, channels, read.carried)
-    return Pretrained(str(folder), family, config, values, stored.dtype, assets, tuple(notes))
+    if not is_theirs(document):
+        return _fetched(family, config, None, stored, assets, notes)
+    stored.rename({name: theirs.rename(name) for name in stored.shapes})
+    theirs.check(config, stored)
+    ignored = [name for name in stored.shapes if theirs.ignores(name)]
+    return _fetched(family, config, theirs.table(config), stored, assets, notes, fresh=theirs.FRESH, ignored=ignored)
+
+
+def _read_npz(path: Path) -> Pretrained:
+    stored = vit_jax.NpzFile(path)
+    config = vit_jax.read_config(stored)
+    return _fetched(VIT, config, vit_jax.table(config), stored, Assets(where=str(path)), [], fresh=hf_vit.FRESH)
+
+
+def _read_timm(folder: Path, document: Mapping[str, Any]) -> Pretrained:
+    where, stored = str(folder / "config.json"), open_tensors(folder)
+    config = timm.read_config(where, document, stored)
+    how = timm.read_preprocessor(where, document, config)
+    assets = Assets(timm.read_class_names(document, config.classes), how, where=str(folder))
+    return _fetched(VIT, config, timm.table(config), stored, assets, [], fresh=hf_vit.FRESH)
+
+
+def _fetched(
+    family: Family,
+    config: Any,
+    table: Table | None,
+    stored: Stored,
+    assets: Assets,
+    notes: Sequence[str],
+    *,
+    fresh: Collection[str] = (),
+    ignored: Collection[str] = (),
+) -> Pretrained:
+    """The tensors by our names; without a table they have them already.  Of ``fresh`` ones all or none is missing."""
+    parameters = {name: p.shape for name, p in family.model(config).named_parameters().items()}
+    rows = identity(parameters) if table is None else table
+    if {n for ours in fresh for n in rows[ours].names} & stored.shapes.keys():
+        fresh = ()
+    values = fetch(rows, parameters, stored, fresh=fresh, ignored=ignored)
+    if fresh:
+        notes = [*notes, f"{stored.where}: has no classifier; a new one with {config.classes} classes is made"]
+    return Pretrained(stored.where, family, config, values, stored.dtype, assets, tuple(notes))
 
 
 def load(

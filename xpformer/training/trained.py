@@ -7,8 +7,9 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from xpformer.array import HostArray
 from xpformer.backend import get_backend
 from xpformer.data.tokenizers import Tokenizer
 from xpformer.errors import CheckpointError, ConfigError, DataError, RunError
@@ -21,6 +22,7 @@ from xpformer.training.parallel import Workers, thread_count
 from xpformer.training.recipe import Recipe, load_recipe, settings_from_dict
 from xpformer.training.run import Run
 from xpformer.training.task import AnyData, AnySettings, Task
+from xpformer.training.tasks.images import ImageTask
 from xpformer.training.tasks.text import TextTask
 from xpformer.training.trainer import Batches, evaluate
 
@@ -119,6 +121,11 @@ class Trained:
             raise DataError(f"{self.saved.directory / 'tokenizer.json'}: {error}") from error
 
     @property
+    def step(self) -> int:
+        """Of the checkpoint."""
+        return self.saved.step
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """The classes, in the order of the logits."""
         config = self.saved.documents["config.json"]
@@ -131,6 +138,11 @@ class Trained:
         document = self.saved.documents["preprocessor.json"]
         assert isinstance(document, dict)
         return document
+
+    def picture(self, path: Path, *, invert: Literal["auto"] | bool = "auto") -> HostArray:
+        """A picture file as a model of images takes it."""
+        assert isinstance(self.task, ImageTask)
+        return self.task.picture(self.settings, path, invert=invert)
 
     def data(self, folder: Path | None = None) -> Any:
         """The run's data set."""
