@@ -80,9 +80,8 @@ class Opened:
     @property
     def how(self) -> Preprocessor:
         """What is done to a picture; the figures of ViT's own where the directory does not say."""
-        size, channels = self.model.config.image_size, self.model.config.channels
-        default = Preprocessor((size, size), mean=(0.5,) * channels, std=(0.5,) * channels)
-        return self.assets.preprocessor or default
+        config = self.model.config
+        return self.assets.preprocessor or Preprocessor.of_vit(config.image_size, config.channels)
 
     @property
     def preprocessor(self) -> dict[str, Any]:

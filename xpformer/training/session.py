@@ -340,7 +340,8 @@ def start(
     if options.grow_from is not None:
         config["grown_from"] = str(options.grow_from.resolve())
     if options.start_from is not None:
-        config["started_from"] = str(options.start_from.resolve())
+        source = options.start_from
+        config["started_from"] = str(source.resolve() if source.exists() else source)  # a name on the hub is no path
     manifest = environment_manifest() | {
         "arguments": list(arguments),
         "backend": backend.spec,

@@ -58,8 +58,8 @@ class FolderTask(ImageTask):
 
     def adopt(self, start: Pretrained) -> dict[str, Any]:
         """Shape and preprocessor; the figures of ViT's own where it came without."""
-        found, size, channels = super().adopt(start), start.config.image_size, start.config.channels
-        how = start.assets.preprocessor or Preprocessor((size, size), mean=(0.5,) * channels, std=(0.5,) * channels)
+        found, config = super().adopt(start), start.config
+        how = start.assets.preprocessor or Preprocessor.of_vit(config.image_size, config.channels)
         return found | {"preprocessor": asdict(how)}
 
     def fit(self, settings: Settings, data: ImageData) -> Settings:
