@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from xpformer.interop.pretrained import load
     from xpformer.layers import Context, Gradients, Layer, Observer, Parameter
     from xpformer.models.gpt import GPT, GPTConfig
+    from xpformer.models.tuning import Tuning, tune
     from xpformer.models.vit import ViT, ViTConfig
     from xpformer.rng import Rng
     from xpformer.training.config import TrainConfig
@@ -36,6 +37,8 @@ _HOMES = {
     "GPTConfig": "xpformer.models.gpt",
     "ViT": "xpformer.models.vit",
     "ViTConfig": "xpformer.models.vit",
+    "Tuning": "xpformer.models.tuning",
+    "tune": "xpformer.models.tuning",
 }
 
 __all__ = [
@@ -50,11 +53,13 @@ __all__ = [
     "Rng",
     "TrainConfig",
     "Trainer",
+    "Tuning",
     "ViT",
     "ViTConfig",
     "__version__",
     "get_backend",
     "load",
+    "tune",
 ]
 
 

@@ -51,6 +51,11 @@ class Preprocessor:
         if len(self.mean) != len(self.std) or not min(self.std, default=0.0) > 0.0:
             raise ConfigError(f"mean = {self.mean}, std = {self.std}: expected a number of each channel, std above 0")
 
+    @classmethod
+    def of_vit(cls, size: int, channels: int) -> Preprocessor:
+        """The figures of ViT's own, for a model that came without any."""
+        return cls((size, size), mean=(0.5,) * channels, std=(0.5,) * channels)
+
     @property
     def shape(self) -> tuple[int, ...]:
         """Rows and columns of what comes out."""

@@ -181,6 +181,7 @@ def carry_over(
         table = resize_positions(trained["positions.weight"], *grids, token=new.pool == "token")
         found["positions.weight"] = table
     if new_head or new.classes != old.classes:
-        said.append(f"a new head of {new.classes} classes in place of the old one of {old.classes}")
+        replaced = f" in place of the old one of {old.classes}" if "head.output.weight" in trained else ""
+        said.append(f"a new head of {new.classes} classes{replaced}")
         found |= {name: value for name, value in initial.items() if fnmatchcase(name, HEAD)}
     return found, said

@@ -31,16 +31,17 @@ def open_start(source: Path) -> Pretrained:
     """
     if not (source / "run.json").exists():
         return open_pretrained(source)
+    from xpformer.training.tasks.images import ImageTask
     from xpformer.training.trained import load_trained
 
     trained = load_trained(source, backend="numpy")
     saved, config = trained.saved, trained.settings.model
-    if trained.reads_text:
+    if isinstance(trained.task, ImageTask):
+        assets = Assets(trained.class_names, trained.task.preprocessor(trained.settings, trained.preprocessor))
+    else:
         tokenizer = trained.tokenizer if "tokenizer.json" in saved.documents else None
         files = {} if tokenizer is None else tokenizer_files(tokenizer, config.context)
         assets = Assets(files=files, carried=ends_of_text(tokenizer), where=str(source))
-    else:
-        assets = Assets(trained.class_names, trained.task.preprocessor(trained.settings, trained.preprocessor))
     weights, dtype = merged_state(trained.model), trained.model.dtype
     return Pretrained(str(saved.directory), family_of(config), config, weights, dtype, assets)
 
@@ -79,9 +80,8 @@ class Opened:
     @property
     def how(self) -> Preprocessor:
         """What is done to a picture; the figures of ViT's own where the directory does not say."""
-        size, channels = self.model.config.image_size, self.model.config.channels
-        default = Preprocessor((size, size), mean=(0.5,) * channels, std=(0.5,) * channels)
-        return self.assets.preprocessor or default
+        config = self.model.config
+        return self.assets.preprocessor or Preprocessor.of_vit(config.image_size, config.channels)
 
     @property
     def preprocessor(self) -> dict[str, Any]:

@@ -309,7 +309,9 @@ def start(
     recipe_file = find_recipe(name)
     recipe = load_recipe(recipe_file)
     preset = preset or recipe.default
-    recipe.settings(preset, changes)  # a wrong name shows before anything is read
+    recipe.task.check_source(options.start_from)
+    if options.start_from is None:
+        recipe.settings(preset, changes)  # a wrong name shows before anything is read
     backend = get_backend(options.backend, options.matmul_precision)
     threads = thread_count(backend, options.threads)
     out = options.out
@@ -319,7 +321,6 @@ def start(
             "or take another --out"
         )
     begun = _opened(options.start_from)
-    recipe.task.check_start(begun)
     adopted = None if begun is None else recipe.task.adopt(begun)
     unchanged, settings = recipe.settings(preset, (), adopted), recipe.settings(preset, changes, adopted)
     data = recipe.read_data(options.data, settings, options.seed)
@@ -339,7 +340,8 @@ def start(
     if options.grow_from is not None:
         config["grown_from"] = str(options.grow_from.resolve())
     if options.start_from is not None:
-        config["started_from"] = str(options.start_from.resolve())
+        source = options.start_from
+        config["started_from"] = str(source.resolve() if source.exists() else source)  # a name on the hub is no path
     manifest = environment_manifest() | {
         "arguments": list(arguments),
         "backend": backend.spec,

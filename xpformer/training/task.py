@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -123,20 +124,24 @@ class Task(ABC, Generic[S, D]):
 
     # ---- from a trained model ---------------------------------------------------------------------------------------
 
-    def check_start(self, start: Pretrained | None) -> None:
-        """Raise :class:`ConfigError` where a model to start from is missing, is of another kind, or is no use."""
-        if start is None:
-            if self.starts_from is not None:
-                raise ConfigError("which model? name a directory of one that is trained, or a run: --from DIR")
-        elif self.starts_from is None:
-            raise ConfigError(f"--from {start.where}: only vit-finetune and gpt-finetune go on from a trained model")
-        elif not isinstance(start.config, self.starts_from):
-            found, expected = (kind.__name__.removesuffix("Config") for kind in (type(start.config), self.starts_from))
-            raise ConfigError(f"--from {start.where}: holds a {found}, expected a {expected}")
+    def check_source(self, source: Path | None) -> None:
+        """Raise :class:`ConfigError` where the name of a model to start from is missing, or is no use."""
+        if source is None and self.starts_from is not None:
+            raise ConfigError("which model? name a directory of one that is trained, or a run: --from DIR")
+        if source is not None and self.starts_from is None:
+            raise ConfigError(f"--from {source}: only vit-finetune and gpt-finetune go on from a trained model")
 
     def adopt(self, start: Pretrained) -> dict[str, Any]:
-        """The options, by section, that come from a trained model and not from the recipe."""
-        return {}
+        """The options, by section, that come from a trained model and not from the recipe.
+
+        Raises:
+            ConfigError: if it is a model of another kind.
+        """
+        kinds = type(start.config), self.starts_from or type(None)
+        if kinds[0] is not kinds[1]:
+            found, expected = (kind.__name__.removesuffix("Config") for kind in kinds)
+            raise ConfigError(f"--from {start.where}: holds a {found}, expected a {expected}")
+        return {"model": asdict(start.config)}
 
     def carry(
         self, start: Pretrained, settings: S, data: D, initial: Mapping[str, HostArray]

@@ -58,10 +58,9 @@ class FolderTask(ImageTask):
 
     def adopt(self, start: Pretrained) -> dict[str, Any]:
         """Shape and preprocessor; the figures of ViT's own where it came without."""
-        assert isinstance(start.config, ViTConfig)
-        size, channels = start.config.image_size, start.config.channels
-        how = start.assets.preprocessor or Preprocessor((size, size), mean=(0.5,) * channels, std=(0.5,) * channels)
-        return {"model": asdict(start.config), "preprocessor": asdict(how)}
+        found, config = super().adopt(start), start.config
+        how = start.assets.preprocessor or Preprocessor.of_vit(config.image_size, config.channels)
+        return found | {"preprocessor": asdict(how)}
 
     def fit(self, settings: Settings, data: ImageData) -> Settings:
         """With as many classes as the data have."""
@@ -101,11 +100,20 @@ class TunedTextTask(TextTask):
 
     def adopt(self, start: Pretrained) -> dict[str, Any]:
         """Shape and tokenizer."""
-        files, where = start.assets.files, Path(start.where)
+        found, files, where = super().adopt(start), start.assets.files, Path(start.where)
         if "tokenizer.json" in files or {"vocab.json", "merges.txt"} <= files.keys():
             file = where / "tokenizer.json" if "tokenizer.json" in files else where
-            return {"model": asdict(start.config), "data": {"tokenizer": str(file)}}
-        return {"model": asdict(start.config)}
+            found |= {"data": {"tokenizer": str(file)}}
+        return found
+
+    def load(self, load_data: Callable[..., object], folder: Path | None, settings: TextSettings, seed: int) -> object:
+        """With the tokenizer that the model came with, or one that the user names."""
+        if settings.data.tokenizer in ("characters", "bpe"):
+            raise ConfigError(
+                "which tokens? the model came without a tokenizer, and one made of the new text gives other ids; "
+                "name its own: --set data.tokenizer=FILE"
+            )
+        return super().load(load_data, folder, settings, seed)
 
     def fit(self, settings: TextSettings, data: TextData) -> TextSettings:
         """The settings as they are; a model may have more ids than its tokenizer."""

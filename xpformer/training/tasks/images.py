@@ -109,7 +109,8 @@ class ImageTask(Task[Settings, ImageData]):
 
     def picture(self, settings: Settings, path: Path, *, invert: Literal["auto"] | bool = "auto") -> HostArray:
         """A picture file as the model takes it, (C, H, W) ``uint8``."""
-        return load_image(path, self.sample(settings)[0], invert=invert)
+        model = settings.model
+        return load_image(path, (model.channels, model.image_size, model.image_size), invert=invert)
 
     def splits(self, data: ImageData) -> tuple[str, ...]:
         """Test only where there are such images."""
