@@ -156,7 +156,10 @@ def edit(old: str, new: str) -> Callable[[Path], None]:
             edit('"num_hidden_layers": 2', '"num_hidden_layers": "2"'),
             "num_hidden_layers is '2', expected a whole",
         ),
-        (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"), "a pickle can run code"),
+        (
+            lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
+            "for a pickle can run code",
+        ),
     ],
 )
 def test_bad_input_is_one_line(spoil: Callable[[Path], None], message: str, vit: Path, shell: Shell) -> None:
@@ -171,6 +174,7 @@ def test_what_convert_refuses(vit: Path, gpt2: Path, shell: Shell) -> None:
     assert "vit_jax has ViTs alone" in shell("convert", gpt2, home / "a.npz", "--to", "vit_jax", code=2)[1]
     assert "exists already, and nothing is written over" in shell("convert", vit, gpt2, code=2)[1]
     assert "does not exist" in shell("convert", home / "nothing", home / "b", code=2)[1]
+    assert "is a model without a run, which predict, generate and convert take" in shell("evaluate", vit, code=2)[1]
     assert "has no tokenizer" in shell("generate", theirs.save(theirs.gpt2(), home / "c"), code=2)[1]
 
 

@@ -26,6 +26,7 @@ from xpformer.interop.families import family_of
 from xpformer.interop.layouts import store
 from xpformer.layers import Context
 from xpformer.models.gpt import GPT, GPTConfig
+from xpformer.models.model import Model
 from xpformer.models.vit import ViT, ViTConfig
 from xpformer.training import fs
 
@@ -266,6 +267,8 @@ def test_a_directory_for_us_alone(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "b/config.json").read_text())["vocabulary"] == 23
     assert same_state(xpformer.load(tmp_path / "b"), ours)
     assert type(xpformer.load(tmp_path / "a", backend="numpy:portable", dtype="float64").backend).__name__
+    with pytest.raises(ConfigError, match="dtype 'float16' is unknown; it is float32 or float64"):
+        xpformer.load(tmp_path / "b", dtype="float16")
     with pytest.raises(ConfigError, match="holds a GPT, expected a ViT"):
         ViT.from_pretrained(tmp_path / "b")
 
@@ -313,8 +316,10 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("vit", {"qkv_bias": 1}, "qkv_bias is 1, expected true or false"),
         ("vit", {"qkv_bias": False}, r"6 unknown \(vit\.encoder\.layer\.0\.attention\.attention\.key\.bias"),
         ("vit", {"id2label": {"0": "a", "2": "b"}}, "id2label is .*, expected an object"),
+        ("vit", {"id2label": {"0": "\x1b[31m"}}, r"id2label is \{'0': '\\x1b.*of printable names"),
         ("vit", {"id2label": None, "num_labels": 0}, "num_labels is 0, expected"),
         ("vit", {"id2label": {"0": "a"}}, r"classifier\.weight has shape \(7, 12\), the model \(1, 12\)"),
+        ("vit", {"model_type": "xpformer-vit", "class_names": "ab"}, "class_names is 'ab', expected a list of print"),
         ("vit", {"pruned_heads": {"0": [1]}}, "pruned_heads is .*, the only value that is supported"),
         ("vit", {"xpformer": 3}, "xpformer is 3, expected an object"),
         ("vit", {"xpformer": {"colour": 1}}, "xpformer: unknown option 'colour'; known: "),
@@ -338,6 +343,24 @@ def test_a_configuration_that_cannot_be(make: str, change: dict[str, Any], match
         xpformer.load(folder)
     assert "\n" not in str(caught.value)
     assert str(folder) in str(caught.value)
+
+
+def test_classes_without_names(tmp_path: Path) -> None:
+    """transformers stores no names where there are two; older files may say how many there are."""
+    for count, change in ((2, {}), (3, {"num_labels": 3})):
+        folder = theirs.save(theirs.vit(num_labels=count), tmp_path / str(count))
+        document = json.loads((folder / "config.json").read_text())
+        kept = {k: v for k, v in document.items() if k not in ("id2label", "label2id")}
+        (folder / "config.json").write_text(json.dumps(kept | change))
+        ours = xpformer.load(folder)
+        assert ours.assets.class_names == tuple(f"LABEL_{i}" for i in range(count))
+
+
+def test_only_models_have_a_place() -> None:
+    with pytest.raises(ConfigError, match="TrainConfig: is the configuration of no model that can be written"):
+        family_of(xpformer.TrainConfig())
+    with pytest.raises(NotImplementedError, match="Model defines no __init__"):
+        Model(None)
 
 
 def test_keys_that_nobody_knows_are_said(tmp_path: Path) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import struct
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,12 +74,24 @@ def test_what_is_no_file_does_not_hang(tmp_path: Path) -> None:
         open_tensors(tmp_path / "nothing")
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "tf_model.h5"])
-def test_pickles_are_refused_with_the_way_out(name: str, tmp_path: Path) -> None:
-    (tmp_path / name).write_bytes(b"\x80\x04.")
-    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
-    with pytest.raises(CheckpointError, match=r"only safetensors files are read, .*import AutoModelForCausalLM; "):
+@pytest.mark.parametrize("name", ["pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack"])
+def test_other_formats_are_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"{}")
+    with pytest.raises(CheckpointError, match=f"{name}: is not read, only safetensors files are; take a revision"):
         open_tensors(tmp_path)
+
+
+def test_a_pickle_is_refused_and_the_command_that_is_named_converts_it(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    table = torch.arange(6.0).reshape(2, 3)
+    torch.save({"wte": table, "head": table, "turned": table.T}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin: is not read, for a pickle can run code") as caught:
+        open_tensors(tmp_path)
+    command = shlex.split(str(caught.value).partition("where torch is: ")[2])
+    subprocess.run([sys.executable, *command[1:]], check=True, timeout=60)
+    found = open_tensors(tmp_path)
+    assert found.shapes == {"wte": (2, 3), "head": (2, 3), "turned": (3, 2)}
+    assert np.array_equal(found.read("turned"), table.T.numpy())
 
 
 def test_other_dtypes_are_named(tmp_path: Path) -> None:
@@ -99,6 +114,14 @@ def test_half_precision_is_widened_exactly(tmp_path: Path) -> None:
     assert found.dtype == "float32"
     save_file({"a": np.float16([1.5, 2**-24])}, tmp_path / WEIGHTS)
     assert same_bits("a", open_tensors(tmp_path).read("a"), np.float32([1.5, 2**-24])).ok
+
+
+@pytest.mark.parametrize("name", ["a\nb", "\x1b[2J", "", "a" * 513])
+def test_a_name_stands_in_a_line(name: str, tmp_path: Path) -> None:
+    (tmp_path / WEIGHTS).write_bytes(raw({name: entry(0, 8)}, bytes(8)))
+    with pytest.raises(CheckpointError, match="a tensor is called '") as caught:
+        open_tensors(tmp_path)
+    assert str(caught.value).isprintable()
 
 
 def test_a_tensor_has_one_name(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import xpformer
 from tests.interop import theirs
 from xpformer.analysis.measure import HUGGING_FACE, equal
 from xpformer.errors import CheckpointError, ConfigError
-from xpformer.interop.vit_jax import write_npz
+from xpformer.interop.vit_jax import NpzFile, write_npz
 from xpformer.models.vit import ViT, ViTConfig
 
 Arrays = dict[str, np.ndarray]
@@ -189,6 +189,14 @@ def test_damaged_members(content: bytes, tmp_path: Path) -> None:
         archive.writestr("cls.npy", content)
     with pytest.raises(CheckpointError, match=r"is damaged, or no \.npz file: "):
         xpformer.load(tmp_path / "a.npz")
+
+
+def test_a_file_that_vanishes(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", **as_jax(theirs.vit()))  # type: ignore[arg-type]
+    stored = NpzFile(tmp_path / "a.npz")
+    (tmp_path / "a.npz").unlink()
+    with pytest.raises(CheckpointError, match=r"is damaged, or no \.npz file: .*No such file"):
+        stored.read("cls")
 
 
 def test_files_that_are_no_archive(tmp_path: Path) -> None:

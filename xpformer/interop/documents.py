@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 
 from xpformer.data.regular import open_regular
-from xpformer.errors import CheckpointError, ConfigError, suggest
+from xpformer.errors import CheckpointError, ConfigError, XpformerError, suggest
 from xpformer.training import strict_json
 
 LIMIT = 64 << 20  # bytes; the largest such file of a published model is a tokenizer's, of 20 million
@@ -38,8 +38,6 @@ def read_object(path: Path) -> dict[str, Any]:
     try:
         document = strict_json.loads(read_bytes(path))
     except ValueError as error:
-        if isinstance(error, UnicodeDecodeError):
-            raise CheckpointError(f"{path}: is not JSON: byte {error.start:,} is not UTF-8") from error
         raise _not_json(path, error) from error
     if not isinstance(document, dict):
         raise CheckpointError(f"{path}: holds a JSON {type(document).__name__}, expected an object")
@@ -47,9 +45,10 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def _not_json(path: Path, error: ValueError) -> Exception:
-    from xpformer.errors import XpformerError
-
-    return error if isinstance(error, XpformerError) else CheckpointError(f"{path}: is not JSON: {error}")
+    if isinstance(error, XpformerError):  # of a file that cannot be read, which is a ValueError too
+        return error
+    reason = f"byte {error.start:,} is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+    return CheckpointError(f"{path}: is not JSON: {reason}")
 
 
 class Read(NamedTuple):
@@ -61,6 +60,11 @@ class Read(NamedTuple):
     """Keys that change nothing of what the model computes, to be written again."""
     unknown: tuple[str, ...]
     """Keys that nobody knows."""
+
+
+def are_names(values: object) -> bool:
+    """Whether it is a list of texts that can stand in a line; one that cannot could do anything to a terminal."""
+    return isinstance(values, list) and all(isinstance(value, str) and value.isprintable() for value in values)
 
 
 class Keys:
@@ -137,7 +141,7 @@ class Keys:
 
 
 def converted(where: str, kind: type[C], values: Mapping[str, Any]) -> C:
-    """A frozen dataclass of these values, its types checked; raises :class:`ConfigError`, which names the place."""
+    """A frozen dataclass of these values, types and ranges checked; raises :class:`ConfigError` with the place."""
     known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     for key in values:
         if key not in known:
@@ -146,8 +150,6 @@ def converted(where: str, kind: type[C], values: Mapping[str, Any]) -> C:
         return msgspec.convert(dict(values), kind)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{where}: {str(error).replace('`', '').replace(' - at $.', ': ')}") from error
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from error
 
 
 def changed(config: C, base: C) -> dict[str, Any]:

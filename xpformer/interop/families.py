@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from xpformer.errors import ConfigError, suggest
 from xpformer.interop import hf_gpt, hf_vit
-from xpformer.interop.documents import Read, changed, converted
+from xpformer.interop.documents import Read, are_names, changed, converted
 from xpformer.interop.layouts import HostArray, InMemory, Stored, Table, fetch, store
 from xpformer.models.gpt import GPT, GPTConfig
 from xpformer.models.model import Model
@@ -141,8 +141,8 @@ def read_config(where: str, document: Mapping[str, Any]) -> tuple[Family, Read, 
     if not is_theirs(document):
         fields = {k: v for k, v in document.items() if k not in ("model_type", "xpformer_version", "class_names")}
         names = document.get("class_names", [])
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise ConfigError(f"{where}: class_names is {names!r:.60}, expected a list of texts")
+        if not are_names(names):
+            raise ConfigError(f"{where}: class_names is {names!r:.60}, expected a list of printable texts")
         return family, Read(converted(where, family.config, fields), tuple(names), {}, ()), []
     read = family.theirs.read_config(where, document)
     notes = [f"{where}: not known, and so not used: {', '.join(read.unknown)}"] if read.unknown else []

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from xpformer.interop.documents import Keys, Read, converted
+from xpformer.interop.documents import Keys, Read, are_names, converted
 from xpformer.interop.layouts import (
     ROW,
     SAME,
@@ -147,11 +147,10 @@ def class_names(k: Keys) -> tuple[str, ...]:
         if type(count) is not int or not 1 <= count <= 1_000_000:
             raise k.wrong("num_labels", "a whole number above 0")
         return tuple(f"LABEL_{i}" for i in range(count))
-    found = [labels.get(str(i)) for i in range(len(labels))] if isinstance(labels, dict) else []
-    names = tuple(name for name in found if isinstance(name, str))
-    if not names or len(names) < len(found):
-        raise k.wrong("id2label", 'an object {"0": name, "1": name, ...}')
-    return names
+    names = [labels.get(str(i)) for i in range(len(labels))] if isinstance(labels, dict) else []
+    if not names or not are_names(names):
+        raise k.wrong("id2label", 'an object {"0": name, "1": name, ...} of printable names')
+    return tuple(map(str, names))
 
 
 def labels(names: tuple[str, ...]) -> dict[str, Any]:

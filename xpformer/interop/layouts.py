@@ -20,9 +20,11 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from xpformer.errors import CheckpointError
 from xpformer.parameters import check_shapes
 
 HostArray = np.ndarray[Any, Any]
+LONGEST_NAME = 512
 
 
 class Layout(NamedTuple):
@@ -102,6 +104,14 @@ def affine(ours: str, theirs: str, layout: Layout = SAME) -> Iterator[tuple[str,
     """Weight and bias; ``layout`` is the weight's."""
     yield from one(f"{ours}.weight", f"{theirs}.weight", layout)
     yield from one(f"{ours}.bias", f"{theirs}.bias")
+
+
+def check_name(where: str, name: str) -> None:
+    """Raise :class:`CheckpointError` for a tensor's name that could not stand in a line of text."""
+    if not 0 < len(name) <= LONGEST_NAME or not name.isprintable():
+        raise CheckpointError(
+            f"{where}: a tensor is called {name[:40]!r}, expected 1 to {LONGEST_NAME} printable characters"
+        )
 
 
 def identity(names: Iterable[str]) -> Table:

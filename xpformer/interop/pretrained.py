@@ -46,7 +46,13 @@ class Pretrained:
     """What people should know, a line each."""
 
     def build(self, backend: Backend | str = "numpy", dtype: str | None = None, *, seed: int = 0) -> Model:
-        """The model on a backend; what has no weights gets initial ones."""
+        """The model on a backend; what has no weights gets initial ones.
+
+        Raises:
+            ConfigError: if ``dtype`` is neither float32 nor float64.
+        """
+        if dtype not in (None, "float32", "float64"):
+            raise ConfigError(f"dtype {dtype!r} is unknown; it is float32 or float64")
         model = self.family.model(self.config, seed=seed)
         parameters = model.named_parameters()
         missing = {name: p for name, p in parameters.items() if name not in self.values}

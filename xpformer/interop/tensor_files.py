@@ -14,7 +14,7 @@ import safetensors.numpy
 from xpformer.data.regular import open_regular
 from xpformer.errors import CheckpointError
 from xpformer.interop.documents import read_object
-from xpformer.interop.layouts import HostArray
+from xpformer.interop.layouts import HostArray, check_name
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -22,10 +22,11 @@ SHARD_BYTES = 5 * 10**9
 """A file of weights is at most so long, if it holds more than one tensor."""
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
-_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack")
+_PICKLE = "pytorch_model.bin"
+_OTHERS = ("pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack")
 _CONVERT = (
-    "from transformers import AutoModel{}; AutoModel{}.from_pretrained('{}', use_safetensors=False)"
-    ".save_pretrained('{}-safe')"
+    "import torch, safetensors.torch as s; d = torch.load('{0}', weights_only=True); "
+    "s.save_file({{k: v.clone().contiguous() for k, v in d.items()}}, '{1}')"
 )
 
 
@@ -49,8 +50,9 @@ class TensorFiles:
         for path in files:
             with _opened(path) as file:
                 for name in file.keys():  # noqa: SIM118  (no mapping)
+                    check_name(str(path), name)
                     if name in self.shapes:
-                        raise CheckpointError(f"{path}: {name:.80} is in another file too")
+                        raise CheckpointError(f"{path}: {name} is in another file too")
                     part = file.get_slice(name)
                     self.shapes[name], self.dtypes[name] = tuple(part.get_shape()), part.get_dtype()
                     self._names[name] = (path, name)
@@ -114,18 +116,18 @@ def open_tensors(folder: Path) -> TensorFiles:
         return TensorFiles(str(folder / WEIGHTS), [folder / WEIGHTS])
     if (folder / INDEX).exists():
         return _sharded(folder)
-    for name in _PICKLES:
+    if (folder / _PICKLE).exists():
+        raise CheckpointError(
+            f"{folder / _PICKLE}: is not read, for a pickle can run code; convert it where torch is: "
+            f'python -c "{_CONVERT.format(folder / _PICKLE, folder / WEIGHTS)}"'
+        )
+    for name in _OTHERS:
         if (folder / name).exists():
-            which = "ForCausalLM" if _says_gpt(folder) else "ForImageClassification"
             raise CheckpointError(
-                f"{folder / name}: only safetensors files are read, for a pickle can run code; convert it where torch "
-                f'and transformers are: python -c "{_CONVERT.format(which, which, folder, folder)}"'
+                f"{folder / name}: is not read, only safetensors files are; take a revision of the model that has "
+                f"{WEIGHTS}, or write one with transformers: from_pretrained(...), then save_pretrained(...)"
             )
     raise CheckpointError(f"{folder}: has no weights; expected {WEIGHTS} or {INDEX}")
-
-
-def _says_gpt(folder: Path) -> bool:
-    return (folder / "config.json").exists() and read_object(folder / "config.json").get("model_type") == "gpt2"
 
 
 def _sharded(folder: Path) -> TensorFiles:

@@ -13,7 +13,7 @@ from typing import Any
 
 from xpformer.data.preprocess import FILTERS, Preprocessor
 from xpformer.errors import CheckpointError, ConfigError
-from xpformer.interop.documents import MOST_BLOCKS, Keys
+from xpformer.interop.documents import MOST_BLOCKS, Keys, are_names
 from xpformer.interop.hf_vit import FRESH, patch_embedding
 from xpformer.interop.layouts import ROW, TOKEN, TRANSPOSED, Entry, Stored, Table, affine, one
 from xpformer.models.vit import ViTConfig
@@ -87,9 +87,8 @@ def _shape(stored: Stored, name: str, rank: int) -> tuple[int, ...]:
 
 def read_class_names(document: Mapping[str, Any], classes: int) -> tuple[str, ...]:
     """``label_names``, if each class has one."""
-    names = document.get("label_names")
-    named = isinstance(names, list) and len(names) == classes and all(isinstance(name, str) for name in names)
-    return tuple(names) if named and names else ()
+    names = document.get("label_names", [])
+    return tuple(names) if are_names(names) and len(names) == classes else ()
 
 
 def read_preprocessor(where: str, document: Mapping[str, Any], config: ViTConfig) -> Preprocessor | None:

@@ -24,7 +24,7 @@ from xpformer.data.regular import open_regular
 from xpformer.errors import CheckpointError, ConfigError
 from xpformer.interop.documents import MOST_BLOCKS
 from xpformer.interop.hf_vit import lacks as lacks_of_theirs
-from xpformer.interop.layouts import ROW, SAME, TOKEN, Entry, HostArray, Layout, Table, one, store
+from xpformer.interop.layouts import ROW, SAME, TOKEN, Entry, HostArray, Layout, Table, check_name, one, store
 from xpformer.models.vit import ViTConfig
 from xpformer.training import fs
 
@@ -58,6 +58,7 @@ class NpzFile:
             if not name.startswith(prefix):
                 continue  # the state of an optimizer
             for plain, number in _unstacked(name.removeprefix(prefix), shape):
+                check_name(self.where, plain)
                 for pattern, replacement in _NEW_NUMBERS:
                     plain = re.sub(pattern, replacement, plain)
                 if plain in self.shapes:
