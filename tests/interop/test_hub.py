@@ -16,7 +16,6 @@ import xpformer
 from tests.interop import theirs
 from xpformer.errors import CheckpointError
 from xpformer.interop.hub import is_name
-from xpformer.interop.pretrained import open_pretrained
 
 
 def test_a_name_is_fetched_and_read_through_the_links_of_the_cache(
@@ -38,7 +37,7 @@ def test_a_name_is_fetched_and_read_through_the_links_of_the_cache(
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
     monkeypatch.chdir(tmp_path)
     assert xpformer.load("google/vit-base-patch16-224").count_parameters() == 3_177
-    assert open_pretrained("google/vit", revision="main").config.dim == 12
+    assert xpformer.load("google/vit", revision="main").config.dim == 12
     expected = [("google/vit-base-patch16-224", None), ("google/vit", "main")]
     assert [(a["name"], a["revision"]) for a in asked] == expected
 

@@ -34,6 +34,7 @@ class Pretrained:
     """What was read and checked, not yet a model; ``dataclasses.replace`` makes another of it."""
 
     where: str
+    """The directory or file."""
     family: Family
     config: Any
     values: dict[str, HostArray]
@@ -131,7 +132,7 @@ def _fetched(
     values = fetch(rows, parameters, stored, fresh=fresh, ignored=ignored)
     if fresh:
         notes = [*notes, f"{stored.where}: has no classifier; a new one with {config.classes} classes is made"]
-    return Pretrained(stored.where, family, config, values, stored.dtype, assets, tuple(notes))
+    return Pretrained(assets.where, family, config, values, stored.dtype, assets, tuple(notes))
 
 
 def load(
@@ -140,6 +141,7 @@ def load(
     backend: Backend | str = "numpy",
     dtype: str | None = None,
     seed: int = 0,
+    revision: str | None = None,
     expected: type[M] | None = None,
 ) -> M:
     """The model of :func:`open_pretrained` on a backend, of the class that its configuration names.
@@ -150,7 +152,7 @@ def load(
     Raises:
         ConfigError: if it is of another class than ``expected``.
     """
-    found = open_pretrained(source)
+    found = open_pretrained(source, revision=revision)
     if expected is not None and found.family.model is not expected:
         raise ConfigError(f"{found.where}: holds a {found.family.model.__name__}, expected a {expected.__name__}")
     for note in found.notes:

@@ -29,7 +29,13 @@ class Model(Layer):
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path, *, backend: Backend | str = "numpy", dtype: str | None = None, seed: int = 0
+        cls,
+        source: str | Path,
+        *,
+        backend: Backend | str = "numpy",
+        dtype: str | None = None,
+        seed: int = 0,
+        revision: str | None = None,
     ) -> Self:
         """The model in a directory that we or Hugging Face wrote, or in a file or on the hub.
 
@@ -40,6 +46,7 @@ class Model(Layer):
             backend: to place it on.
             dtype: ``float32`` or ``float64``; by default that of the file, and float32 where it has half precision.
             seed: of a classifier that is missing there.
+            revision: branch, tag or commit on the hub.
 
         Raises:
             CheckpointError: if the files are damaged, or a tensor is missing, unknown or of another shape.
@@ -47,7 +54,7 @@ class Model(Layer):
         """
         from xpformer.interop.pretrained import load
 
-        return load(source, backend=backend, dtype=dtype, seed=seed, expected=cls)
+        return load(source, backend=backend, dtype=dtype, seed=seed, revision=revision, expected=cls)
 
     def save_pretrained(self, directory: str | Path, **options: Any) -> Path:
         """Write the model to a new directory, which :func:`xpformer.load` reads, and Hugging Face too if it can.
