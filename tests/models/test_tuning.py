@@ -30,6 +30,7 @@ WAYS = {
     "in between": Tuning(freeze=("blocks.1", "norm.*")),
     "decay": Tuning(lr_decay=0.7),
     "lora": Tuning(lora=("*.qkv", "blocks.1.mlp.*"), rank=3, alpha=5.0),
+    "lora everywhere": Tuning(lora=("*",), rank=2),
     "lora and norms": Tuning(lora=("*.qkv",), rank=2, freeze=("!*.norm?",), lr_decay=0.5),
 }
 

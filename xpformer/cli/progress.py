@@ -111,7 +111,7 @@ def headline(session: Session) -> str:
     preset, sizes = s.run.config.get("preset"), s.recipe.task.sizes(s.data)
     threads = f", {trainer.threads} thread{'s' * (trainer.threads > 1)}" if trainer.backend.shares_batch else ""
     count, trainable = trainer.model.count_parameters(), trainer.model.count_parameters(trainable=True)
-    learn = "" if trainable == count else f" ({trainable:,} of them learn, {trainable / count:.1%})"
+    learn = "" if trainable == count else f" ({trainable:,} of them learn)"
     return (
         f"{s.recipe.name}{f' ({preset})' if preset else ''}: {count:,} parameters{learn}, "
         f"{s.data.name} {sizes}, {trainer.backend.spec} (fused: {', '.join(sorted(fused)) or 'none'})"

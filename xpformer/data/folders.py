@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -23,9 +24,13 @@ _VALIDATION = ("validation", "val", "valid")
 
 
 class FileImages:
-    """Images in files that look like an array (N, C, H, W) of ``uint8``: decoded when they are asked for."""
+    """Images in files that look like an array (N, C, H, W) of ``uint8``: decoded when they are asked for.
+
+    One thread decodes at a time: reading a picture silences warnings, which is a state of the whole process.
+    """
 
     dtype, ndim = np.dtype(np.uint8), 4
+    _one_at_a_time = threading.Lock()
 
     def __init__(self, files: Sequence[Path], how: Preprocessor, channels: int) -> None:
         self.files, self.how = np.asarray(files, dtype=object), how
@@ -36,11 +41,12 @@ class FileImages:
 
     def __getitem__(self, index: Any) -> npt.NDArray[np.uint8]:
         chosen = self.files[index]
-        if isinstance(chosen, Path):
-            return self.how.read(chosen, self.shape[1])
-        pixels = np.empty((len(chosen), *self.shape[1:]), np.uint8)
-        for image, file in zip(pixels, chosen, strict=True):
-            image[...] = self.how.read(file, self.shape[1])
+        with self._one_at_a_time:
+            if isinstance(chosen, Path):
+                return self.how.read(chosen, self.shape[1])
+            pixels = np.empty((len(chosen), *self.shape[1:]), np.uint8)
+            for image, file in zip(pixels, chosen, strict=True):
+                image[...] = self.how.read(file, self.shape[1])
         return pixels
 
 

@@ -98,6 +98,10 @@ def _read_directory(folder: Path, document: Mapping[str, Any]) -> Pretrained:
     channels = config.channels if family is VIT else None
     assets = read_assets(folder, read.class_names, channels, read.carried)
     if not is_theirs(document):
+        if any(name.endswith(".lora_a") for name in stored.shapes):
+            raise CheckpointError(
+                f"{stored.where}: holds a LoRA that is not merged; name the run itself, which merges it"
+            )
         return _fetched(family, config, None, stored, assets, notes)
     stored.rename({name: theirs.rename(name) for name in stored.shapes})
     theirs.check(config, stored)

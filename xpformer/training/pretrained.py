@@ -41,7 +41,7 @@ def open_start(source: Path) -> Pretrained:
     else:
         tokenizer = trained.tokenizer if "tokenizer.json" in saved.documents else None
         files = {} if tokenizer is None else tokenizer_files(tokenizer, config.context)
-        assets = Assets(files=files, carried=ends_of_text(tokenizer), where=str(source))
+        assets = Assets(files=files, carried=ends_of_text(tokenizer), where=str(saved.directory))
     weights, dtype = merged_state(trained.model), trained.model.dtype
     return Pretrained(str(saved.directory), family_of(config), config, weights, dtype, assets)
 

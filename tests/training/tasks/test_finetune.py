@@ -149,6 +149,8 @@ def test_a_run_is_resumed_to_the_same_bits(vit: Path, pictures: Path, tmp_path: 
     assert any(name.endswith("lora_a") for name in part.trainer.model.state())
     part.train()
     assert not differences(outcome(part.run), outcome(whole.run))
+    with pytest.raises(CheckpointError, match=r"holds a LoRA that is not merged; name the run itself"):
+        load(tmp_path / "whole" / "checkpoints" / "best")
 
 
 @pytest.mark.parametrize("preset", ["full", "lora"])

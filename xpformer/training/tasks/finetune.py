@@ -100,7 +100,7 @@ class TunedTextTask(TextTask):
 
     def adopt(self, start: Pretrained) -> dict[str, Any]:
         """Shape and tokenizer."""
-        found, files, where = super().adopt(start), start.assets.files, Path(start.where)
+        found, files, where = super().adopt(start), start.assets.files, Path(start.assets.where)
         if "tokenizer.json" in files or {"vocab.json", "merges.txt"} <= files.keys():
             file = where / "tokenizer.json" if "tokenizer.json" in files else where
             found |= {"data": {"tokenizer": str(file)}}
