@@ -97,7 +97,7 @@ def test_gpt2_124m(tmp_path: Path) -> None:
     model = GPT2LMHeadModel(GPT2Config()).eval()
     with torch.no_grad():
         for parameter in model.transformer.h.parameters():
-            parameter *= 4.0  # else the likeliest token is always the last one
+            parameter *= 3.0 if parameter.ndim == 2 else 1.0  # else the likeliest token is always the last one
     theirs.save(model, tmp_path / "gpt2")
     x = torch.randint(0, 50257, (2, 128))
     said = run(tmp_path / "gpt2", x.numpy())
