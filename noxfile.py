@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -74,6 +75,14 @@ def gpu(session: nox.Session) -> None:
     session.run("xpformer", "agree", "vit-digits", "--backends", "numpy,cupy", env=ENV)
     session.run("xpformer", "agree", "vit-digits", "--backends", "numpy,cupy", "--dtype", "float32", env=ENV)
     session.run("python", "benchmarks/gpu.py", env=ENV)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Training and generation against PyTorch, JAX and transformers on this CPU; by hand (benchmarks/README.md)."""
+    peers = [r for r in group("test") if re.split("[=>]", r)[0] in ("jax", "torch", "transformers")]
+    session.install("-e", ".[recipes]", "numba>=0.60", *peers)
+    session.run("python", "benchmarks/cpu.py", *session.posargs)
 
 
 @nox.session

@@ -21,7 +21,7 @@ from xpformer.backend import Backend, Deviation, get_backend  # noqa: E402
 from xpformer.errors import BackendError  # noqa: E402
 from xpformer.rng import host_generator  # noqa: E402
 
-MATRIX = ("readonly", "numpy", "numpy:portable", "strict", "torch", "jax", "cupy")
+MATRIX = ("readonly", "numpy", "numpy:fast", "numpy:portable", "strict", "torch", "jax", "cupy")
 """Every operation, layer and model runs through these; ``readonly`` is NumPy with all arrays frozen."""
 OPERATIONS_ONLY = ("jax",)
 """These compile every operation for every shape, and are promised for the operations and a training step."""

@@ -148,6 +148,7 @@ ORACLES: dict[str, Callable[..., Any]] = {
     "bce_with_logits": lambda x, t, *, denominator=None: _mean(
         F.binary_cross_entropy_with_logits(x, t, reduction="none"), denominator
     ),
+    "bias_gelu": lambda x, b, *, approximate="none": F.gelu(x + b, approximate=approximate),
     "conv2d": _conv2d,
     "cross_entropy": _cross_entropy,
     "drop_path": _drop_path,

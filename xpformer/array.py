@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, Protocol
 
 import array_api_compat
@@ -81,6 +82,12 @@ def size(shape: tuple[int, ...]) -> int:
     for n in shape:
         count *= n
     return count
+
+
+def spans(length: int, parts: int) -> list[slice]:
+    """``length`` elements in ``parts`` nearly equal contiguous slices; the empty ones are left out."""
+    bounds = [length * i // parts for i in range(parts + 1)]
+    return [slice(a, b) for a, b in pairwise(bounds) if a < b]
 
 
 def dtype_name(x: Array) -> str:

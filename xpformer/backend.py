@@ -12,6 +12,7 @@ A backend package is one module with a subclass of :class:`Backend`, announced b
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -23,6 +24,8 @@ from xpformer.array import Array
 from xpformer.errors import BackendError, suggest
 from xpformer.functional._op import Kernel, Op, Pair
 
+Runner = Callable[[Iterable[Callable[[], Any]]], list[Any]]
+"""Runs independent functions, one after the other or on threads, and returns their results in order."""
 GROUP = "xpformer.backends"
 MATMUL_PRECISIONS = ("highest", "high")
 """``highest`` multiplies in float32; ``high`` lets a GPU round the factors to TF32, 10 bits of mantissa."""
@@ -68,7 +71,7 @@ class Backend:
     mutable: ClassVar[bool] = True
     """Whether ``x[...] = y`` writes in place and slices are views."""
     shares_batch: ClassVar[bool] = False
-    """Whether training splits the batch over threads (else the library runs each operation in parallel itself)."""
+    """Whether training computes on threads of its own (else the library runs each operation in parallel itself)."""
     strides: ClassVar[bool] = True
     """Whether a view may lie in another order or with gaps in memory (elsewhere every array is contiguous)."""
     host_memory: ClassVar[bool] = False
@@ -144,6 +147,10 @@ class Backend:
                 "(float32 exact); take --matmul-precision highest"
             )
         self.matmul_precision = name
+
+    def sharing_operations(self, run: Runner, threads: int) -> AbstractContextManager[None]:
+        """Operations that the calling thread runs inside may be done by ``threads`` threads, through ``run``."""
+        return nullcontext()
 
     def synchronize(self) -> None:
         """Wait until the device has done all that was asked of it."""

@@ -243,6 +243,12 @@ class Gradients:
             return None
         return self._views[parameter.name]
 
+    def held(self, parameter: Parameter) -> Any | None:
+        """The slot to add a later gradient to, or ``None`` if it is empty or slots cannot be written."""
+        if not self.backend.mutable or parameter.name in self._empty:
+            return None
+        return self._views[parameter.name]
+
     def filled(self, parameter: Parameter) -> None:
         """Say that :meth:`slot` was written."""
         self._empty.discard(parameter.name)

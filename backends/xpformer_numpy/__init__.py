@@ -1,20 +1,26 @@
 """NumPy, the default backend: portable pairs, replaced where a fused one is at least three per cent of a step faster.
 
-``numpy`` takes the best pairs that this machine has; ``numpy:portable`` takes none of them.
+- ``numpy``: fused pairs in NumPy's own calls.
+- ``numpy:fast``: those, and before them for float32 the loops of :mod:`xpformer_numpy.fast`, which Numba compiles.  It
+  is asked for by name, so that the bits of a run do not depend on what else is installed.
+- ``numpy:portable``: none of them.
 """
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+from importlib.util import find_spec
 from typing import Any
 
 import array_api_compat.numpy as xp
 import numpy as np
 
-from xpformer.backend import Backend, Status
+from xpformer.backend import Backend, Runner, Status
 from xpformer.errors import BackendError, suggest
+from xpformer_numpy import _share
 from xpformer_numpy.allocator import keep_freed_memory
 
-OPTIONS = ("", "portable")
+OPTIONS = ("", "fast", "portable")
 
 
 class NumpyBackend(Backend):
@@ -36,6 +42,20 @@ class NumpyBackend(Backend):
             from xpformer_numpy.pairs import PAIRS
 
             self._pairs, self._kernels = PAIRS, KERNELS
+        if option == "fast":
+            self._add_compiled()
+
+    def _add_compiled(self) -> None:
+        if not find_spec("numba"):
+            raise BackendError('backend numpy:fast needs Numba, which is not installed; pip install "xpformer[fast]"')
+        from xpformer_numpy import fast
+
+        first = {name: (pair, *self._pairs.get(name, ())) for name, pair in fast.PAIRS.items()}
+        self._pairs, self._kernels = {**self._pairs, **first}, {**self._kernels, **fast.KERNELS}
+
+    def sharing_operations(self, run: Runner, threads: int) -> AbstractContextManager[None]:
+        """The fused pairs share their rows; portable pairs are not shared."""
+        return _share.sharing(run, threads)
 
     @classmethod
     def status(cls) -> Status:

@@ -18,6 +18,7 @@ from xpformer.functional._op import Need, Pair, needs
 from xpformer.functional.dropout import DropoutSaved
 from xpformer.rng import MaskKey
 from xpformer_numpy._common import Floats, are_floats, blocks
+from xpformer_numpy._share import in_blocks
 
 Words = np.ndarray[Any, np.dtype[np.uint32]]
 
@@ -44,13 +45,31 @@ def keep_bits(first: int, rate: float, key: MaskKey, out: Any) -> None:
     """Which of the elements from ``first`` on are kept, into booleans (n,): :mod:`xpformer.functional.random_bits`."""
     high, low = divmod(first, _HIGH)
     for block in blocks(out.size):
-        bits = np.arange(low + block.start, low + min(block.stop, out.size), dtype=np.uint32)
-        bits ^= np.uint32(key.word0)
-        other = np.empty_like(bits)
-        _mix(bits, other)
-        bits ^= np.uint32(high & 0xFFFFFFFF) ^ np.uint32(key.word1)
-        _mix(bits, other)
-        np.greater_equal(bits, np.uint32(min(round(rate * 2**32), 2**32 - 1)), out=out[block])
+        index = np.arange(low + block.start, low + min(block.stop, out.size), dtype=np.uint32)
+        _keep(index, high, rate, key, out[block])
+
+
+def keep_rows(first: int, stride: int, rate: float, key: MaskKey, out: Any) -> None:
+    """The same of a part of a matrix: rows that begin ``stride`` elements apart, into booleans (n, m)."""
+    high, low = divmod(first, _HIGH)
+    n, m = out.shape
+    starts = np.arange(low, low + (n - 1) * stride + 1, stride, dtype=np.uint32)
+    _keep(starts[:, None] + np.arange(m, dtype=np.uint32), high, rate, key, out)
+
+
+def _keep(bits: Words, high: int, rate: float, key: MaskKey, out: Any) -> None:
+    """Whether elements are kept whose indices have these lower words, which are overwritten, and one higher word."""
+    bits ^= np.uint32(key.word0)
+    other = np.empty_like(bits)
+    _mix(bits, other)
+    bits ^= np.uint32(high & 0xFFFFFFFF) ^ np.uint32(key.word1)
+    _mix(bits, other)
+    np.greater_equal(bits, np.uint32(threshold(rate)), out=out)
+
+
+def threshold(rate: float) -> int:
+    """The least bits of an element that is kept."""
+    return min(round(rate * 2**32), 2**32 - 1)
 
 
 def dropped(x: Any, keep: Any, scale: float) -> Floats:
@@ -65,9 +84,12 @@ def forward(x: Any, *, rate: float, key: MaskKey) -> tuple[Array, DropoutSaved]:
     first = first_index(x.shape, key)
     flat, y, keep = x.reshape(-1), np.empty(x.size, x.dtype), np.empty(x.size, np.bool_)
     scale = 1.0 / (1.0 - rate)
-    for block in blocks(x.size):
+
+    def work(block: slice) -> None:
         keep_bits(first + block.start, rate, key, keep[block])
         y[block] = dropped(flat[block], keep[block], scale)
+
+    in_blocks(work, x.size)
     return y.reshape(x.shape), DropoutSaved(keep.reshape(x.shape), scale)
 
 

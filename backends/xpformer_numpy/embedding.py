@@ -29,25 +29,36 @@ def covers(weight: Array, ids: Array) -> bool:
 
 
 def backward(
-    dy: Any, saved: EmbeddingSaved, *, need: Need = None, into: Mapping[str, Any] | None = None
+    dy: Any,
+    saved: EmbeddingSaved,
+    *,
+    need: Need = None,
+    into: Mapping[str, Any] | None = None,
+    onto: Mapping[str, Any] | None = None,
 ) -> tuple[Array | None, None]:
     """``dW[v] = sum dy[n]`` over the tokens n whose id is v."""
     if not needs(need, "weight"):
         return None, None
     ids, rows = np.ravel(np.asarray(saved.ids)), rows_of(dy)
-    dweight = slot(into, "weight")
-    if dweight is None:
+    dweight, held = slot(into, "weight"), slot(onto, "weight")
+    if dweight is None and held is None:
         dweight = np.empty((saved.rows, rows.shape[1]), rows.dtype)
     if saved.rows <= SMALL:
         one_hot = np.zeros((ids.size, saved.rows), rows.dtype)
         one_hot[np.arange(ids.size), ids] = 1.0
-        return np.matmul(one_hot.T, rows, out=dweight), None
+        total = np.matmul(one_hot.T, rows, out=dweight)
+        return total if held is None else np.add(held, total, out=held), None
     order = np.argsort(ids, kind="stable")
     sorted_ids = ids[order]
     starts = np.flatnonzero(np.diff(sorted_ids, prepend=-1))  # where a run of one id begins
+    sums = np.add.reduceat(rows[order], starts, axis=0)
+    if held is not None:  # only the rows of these tokens are touched
+        held[sorted_ids[starts]] += sums
+        return held, None
+    assert dweight is not None
     dweight[...] = 0.0
-    dweight[sorted_ids[starts]] = np.add.reduceat(rows[order], starts, axis=0)
+    dweight[sorted_ids[starts]] = sums
     return dweight, None
 
 
-PAIR = Pair(embedding.forward, backward, "sorted", covers, frozenset({"weight"}))
+PAIR = Pair(embedding.forward, backward, "sorted", covers, frozenset({"weight"}), frozenset({"weight"}))

@@ -22,12 +22,14 @@ import numpy as np
 from xpformer.array import Array
 from xpformer.functional._op import Need, Pair, needs
 from xpformer.functional.gelu import GeluSaved
-from xpformer_numpy._common import BLOCK, Floats, are_floats, blocks
+from xpformer_numpy._common import Floats, are_floats, rows_of
+from xpformer_numpy._share import in_blocks, in_parts
 
-_P = (
+NORMAL_POLYNOMIAL = (
     0.7978849414560619, 0.036333084585735434, -3.259498383101692e-05, -5.530619176715012e-05,
     3.9647443028855055e-06, -1.3226334816474387e-07, 1.7561714559679013e-09,
 )  # fmt: skip
+"""P in (1), lowest power first."""
 _C = 0.044715
 _ROOT = math.sqrt(2.0 / math.pi)
 _FAR = 40.0
@@ -42,23 +44,25 @@ def forward(x: Any, *, approximate: str = "none") -> tuple[Array, GeluSaved]:
     """``y = x Phi(x)`` and its slope."""
     flat = x.reshape(-1)
     y, slope = np.empty(flat.shape, flat.dtype), np.empty(flat.shape, flat.dtype)
-    chain = _tanh if approximate == "tanh" else _erf
-    work = np.empty(min(BLOCK, flat.size), flat.dtype)
-    for block in blocks(flat.size):
-        near = part = flat[block]
-        if not (part.max() < _FAR and part.min() > -_FAR):
-            near, part = np.clip(part, -_FAR, _FAR), np.maximum(part, -_FAR)
-        chain(part, near, y[block], slope[block], work[: part.size])
+    in_blocks(lambda block: value_and_slope(flat[block], approximate, y[block], slope[block]), flat.size)
     return y.reshape(x.shape), GeluSaved(slope.reshape(x.shape))
+
+
+def value_and_slope(x: Floats, approximate: str, y: Floats, slope: Floats) -> None:
+    """GELU of a block, and its slope, into ``y`` and ``slope``."""
+    near = x
+    if x.size and not (x.max() < _FAR and x.min() > -_FAR):
+        near, x = np.clip(x, -_FAR, _FAR), np.maximum(x, -_FAR)
+    (_tanh if approximate == "tanh" else _erf)(x, near, y, slope, np.empty_like(x))
 
 
 def _erf(x: Floats, near: Floats, y: Floats, slope: Floats, z: Floats) -> None:
     np.multiply(near, near, out=z)
-    np.multiply(z, _P[-1], out=y)
-    for coefficient in _P[-2:0:-1]:
+    np.multiply(z, NORMAL_POLYNOMIAL[-1], out=y)
+    for coefficient in NORMAL_POLYNOMIAL[-2:0:-1]:
         y += coefficient
         y *= z
-    y += _P[0]
+    y += NORMAL_POLYNOMIAL[0]
     y *= near
     np.tanh(y, out=y)
     y *= 0.5
@@ -91,7 +95,12 @@ def _tanh(x: Floats, near: Floats, y: Floats, slope: Floats, z: Floats) -> None:
 
 def backward(dy: Any, saved: GeluSaved, *, need: Need = None) -> tuple[Array | None]:
     """``dx = dy slope``."""
-    return (dy * saved.slope if needs(need, "x") else None,)
+    if not needs(need, "x"):
+        return (None,)
+    rows, slope = rows_of(dy), rows_of(saved.slope)
+    dx = np.empty(rows.shape, rows.dtype)
+    in_parts(lambda s: np.multiply(rows[s], slope[s], out=dx[s]), *rows.shape)
+    return (dx.reshape(dy.shape),)
 
 
 PAIR = Pair(forward, backward, "blocked", covers)

@@ -13,7 +13,8 @@ import numpy as np
 from xpformer.array import Array
 from xpformer.functional._op import Need, Pair, needs
 from xpformer.functional.layer_norm import LayerNormSaved
-from xpformer_numpy._common import are_floats, blocks, column_sums, rows_of
+from xpformer_numpy._common import Floats, are_floats, blocks, column_sums, rows_of
+from xpformer_numpy._share import in_blocks, in_parts
 
 
 def covers(x: Array, weight: Array, bias: Array | None = None, *, eps: float = 1e-5) -> bool:
@@ -29,7 +30,8 @@ def forward(x: Any, weight: Any, bias: Any = None, *, eps: float = 1e-5) -> tupl
     normalized, y = np.empty(rows.shape, rows.dtype), np.empty(rows.shape, rows.dtype)
     inv_std = np.empty((count, 1), rows.dtype)
     ones = np.ones((width, 1), rows.dtype)
-    for block in blocks(count, width):
+
+    def work(block: slice) -> None:
         n, r, out = normalized[block], inv_std[block], y[block]
         mean = np.matmul(rows[block], ones, out=r)
         mean /= width
@@ -43,6 +45,8 @@ def forward(x: Any, weight: Any, bias: Any = None, *, eps: float = 1e-5) -> tupl
         np.multiply(n, weight, out=out)
         if bias is not None:
             out += bias
+
+    in_blocks(work, count, width)
     saved = LayerNormSaved(normalized.reshape(x.shape), inv_std.reshape(*x.shape[:-1], 1), weight, bias is not None)
     return y.reshape(x.shape), saved
 
@@ -53,21 +57,26 @@ def backward(dy: Any, saved: LayerNormSaved, *, need: Need = None) -> tuple[Arra
     weight = np.asarray(saved.weight)
     count, width = dy_rows.shape
     dx = np.empty(dy_rows.shape, dy_rows.dtype) if needs(need, "x") else None
-    dweight = np.zeros(width, dy_rows.dtype) if needs(need, "weight") else None
     share = weight[:, None] / width
-    if dx is not None or dweight is not None:
-        for block in blocks(count, width):
-            d, n = dy_rows[block], normalized[block]
+
+    def work(part: slice) -> Floats:
+        dweight = np.zeros(width, dy_rows.dtype)
+        for block in blocks(part.stop - part.start, width):
+            d, n = dy_rows[part][block], normalized[part][block]
             products = d * n
-            if dweight is not None:
+            if needs(need, "weight"):
                 dweight += column_sums(products)
             if dx is not None:
-                projection, out = products @ share, dx[block]
+                projection, out = products @ share, dx[part][block]
                 np.multiply(n, projection, out=products)
                 products += d @ share
                 np.multiply(d, weight, out=out)
                 out -= products
-                out *= inv_std[block]
+                out *= inv_std[part][block]
+        return dweight
+
+    sums = in_parts(work, count, width) if needs(need, "x", "weight") else []
+    dweight = sum(sums[1:], start=sums[0]) if needs(need, "weight") else None
     dbias = column_sums(dy_rows) if saved.has_bias and needs(need, "bias") else None
     return None if dx is None else dx.reshape(dy.shape), dweight, dbias
 

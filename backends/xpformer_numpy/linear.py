@@ -15,6 +15,7 @@ from xpformer.array import Array
 from xpformer.functional._op import Need, Pair, needs
 from xpformer.functional.linear import LinearSaved
 from xpformer_numpy._common import are_floats, column_sums, rows_of, slot
+from xpformer_numpy._share import in_parts, product
 
 
 def covers(x: Array, weight: Array, bias: Array | None = None) -> bool:
@@ -25,9 +26,9 @@ def covers(x: Array, weight: Array, bias: Array | None = None) -> bool:
 
 def forward(x: Any, weight: Any, bias: Any = None) -> tuple[Array, LinearSaved]:
     """``y = x W + b``."""
-    y = np.matmul(rows_of(x), weight)
+    y = product(rows_of(x), weight)
     if bias is not None:
-        y += bias
+        in_parts(lambda s: np.add(y[s], bias, out=y[s]), *y.shape)
     return y.reshape(*x.shape[:-1], weight.shape[1]), LinearSaved(x, weight, bias is not None)
 
 
@@ -39,9 +40,9 @@ def backward(
     dy_rows = rows_of(dy)
     dx = dweight = dbias = None
     if needs(need, "x"):
-        dx = np.matmul(dy_rows, weight.mT).reshape(x.shape)
+        dx = product(dy_rows, weight.mT).reshape(x.shape)
     if needs(need, "weight"):
-        dweight = np.matmul(rows_of(x).T, dy_rows, out=slot(into, "weight"))
+        dweight = product(rows_of(x).T, dy_rows, slot(into, "weight"))
     if has_bias and needs(need, "bias"):
         dbias = column_sums(dy_rows, slot(into, "bias"))
     return dx, dweight, dbias

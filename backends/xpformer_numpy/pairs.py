@@ -1,17 +1,39 @@
-"""The fused pairs for NumPy arrays."""
+"""The fused pairs for NumPy arrays, in NumPy's own calls."""
 
 from xpformer.functional._op import Pair
-from xpformer_numpy import attention, conv2d, dropout, embedding, gelu, layer_norm, linear, relu, split_heads, swiglu
+from xpformer_numpy import (
+    attention,
+    attention_tiled,
+    bias_gelu,
+    conv2d,
+    cross_entropy,
+    dropout,
+    embedding,
+    gelu,
+    layer_norm,
+    linear,
+    project_to_vocabulary,
+    relu,
+    rms_norm,
+    rotary,
+    split_heads,
+    swiglu,
+)
 
 PAIRS: dict[str, tuple[Pair, ...]] = {
-    "attention": (attention.PAIR,),
+    "attention": (attention_tiled.PAIR, attention.PAIR),
+    "bias_gelu": (bias_gelu.PAIR,),
     "conv2d": (conv2d.PAIR,),
+    "cross_entropy": (cross_entropy.PAIR,),
     "dropout": (dropout.PAIR,),
     "embedding": (embedding.PAIR,),
     "gelu": (gelu.PAIR,),
     "layer_norm": (layer_norm.PAIR,),
     "linear": (linear.PAIR,),
+    "project_to_vocabulary": (project_to_vocabulary.PAIR,),
     "relu": (relu.PAIR,),
+    "rms_norm": (rms_norm.PAIR,),
+    "rotary": (rotary.PAIR,),
     "split_heads": (split_heads.PAIR,),
     "swiglu": (swiglu.PAIR,),
 }

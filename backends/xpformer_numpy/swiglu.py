@@ -13,7 +13,8 @@ import numpy as np
 from xpformer.array import Array
 from xpformer.functional._op import Need, Pair, needs
 from xpformer.functional.swiglu import SwigluSaved
-from xpformer_numpy._common import are_floats, blocks, rows_of
+from xpformer_numpy._common import are_floats, rows_of
+from xpformer_numpy._share import in_blocks
 
 
 def covers(x: Array) -> bool:
@@ -26,7 +27,8 @@ def forward(x: Any) -> tuple[Array, SwigluSaved]:
     rows = rows_of(x)
     half = rows.shape[1] // 2
     logistic, y = (np.empty((rows.shape[0], half), rows.dtype) for _ in range(2))
-    for block in blocks(*rows.shape):
+
+    def work(block: slice) -> None:
         gate, s, out = rows[block, :half], logistic[block], y[block]
         np.multiply(gate, 0.5, out=s)
         np.tanh(s, out=s)
@@ -34,6 +36,8 @@ def forward(x: Any) -> tuple[Array, SwigluSaved]:
         s += 0.5
         np.multiply(gate, s, out=out)
         out *= rows[block, half:]
+
+    in_blocks(work, *rows.shape)
     shape = (*x.shape[:-1], half)
     return y.reshape(shape), SwigluSaved(x, logistic.reshape(shape))
 
@@ -45,7 +49,8 @@ def backward(dy: Any, saved: SwigluSaved, *, need: Need = None) -> tuple[Array |
     rows, logistic, dy_rows = rows_of(saved.x), rows_of(saved.logistic), rows_of(dy)
     half = logistic.shape[1]
     dx = np.empty(rows.shape, rows.dtype)
-    for block in blocks(*rows.shape):
+
+    def work(block: slice) -> None:
         s, d, dgate, dvalue = logistic[block], dy_rows[block], dx[block, :half], dx[block, half:]
         np.multiply(rows[block, :half], s, out=dvalue)  # a s
         np.subtract(1.0, s, out=dgate)
@@ -54,6 +59,8 @@ def backward(dy: Any, saved: SwigluSaved, *, need: Need = None) -> tuple[Array |
         dgate *= rows[block, half:]
         dgate *= d
         dvalue *= d
+
+    in_blocks(work, *rows.shape)
     return (dx.reshape(saved.x.shape),)
 
 

@@ -5,8 +5,9 @@ import time
 import pytest
 from threadpoolctl import threadpool_info
 
-from xpformer.analysis.peak import measured_peak, step_flops
-from xpformer.errors import ConfigError
+from tests.conftest import backend_or_skip
+from xpformer.analysis.peak import measured_peak, roofline, step_flops
+from xpformer.errors import BackendError, ConfigError
 from xpformer.models.vit import ViT, ViTConfig
 
 
@@ -27,6 +28,20 @@ def test_peak_is_a_rate_and_takes_a_moment() -> None:
 def test_float64_is_slower() -> None:
     pairs = ((measured_peak(1, "float64"), measured_peak(1, "float32")) for _ in range(4))  # other work may run beside
     assert any(double < 0.9 * single for double, single in pairs)
+
+
+@pytest.mark.parametrize("spec", ["numpy", "torch", "jax"])
+def test_roofline_of_a_library(spec: str) -> None:
+    """JAX computes behind its calls: a clock that does not wait for the result finds memory without a limit."""
+    found = roofline(backend_or_skip(spec), 1)
+    assert 1e8 < found.flops < 1e13
+    assert 1e7 < found.bandwidth < 1e12
+    assert found.seconds(0, 0) == 0.0
+
+
+def test_arrays_without_values_have_no_roofline() -> None:
+    with pytest.raises(BackendError, match="holds no values, only shapes"):
+        roofline(backend_or_skip("torch:meta"), 1)
 
 
 def test_threads_must_be_positive() -> None:

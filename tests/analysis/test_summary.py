@@ -126,6 +126,20 @@ def test_the_seed_model_costs_what_was_measured() -> None:
     assert not rows["positions"].idle, "fixed positions are added without an operation, but they are added"
 
 
+def test_recomputed_blocks_keep_their_input_and_run_forward_twice() -> None:
+    model = ViT(ViTConfig.preset("seed", depth=2)).to("numpy")
+    kept, again = (summarize(model, (1, 28, 28), batch=4, recompute=r) for r in (False, True))
+    assert again.total.forward == kept.total.forward
+    rows, before = ({row.path: row for row in s.rows} for s in (again, kept))
+    for path in ("blocks.0", "blocks.1"):
+        assert rows[path].total.backward == before[path].total.backward + before[path].total.forward
+        assert rows[path].total.kept <= 4 * 49 * 96 * 4 < before[path].total.kept / 10
+    assert rows["head"] == before["head"]
+    assert again.to_dict()["recompute"]
+    assert "their second forward is in backward" in " ".join(text(again).split())
+    assert "second forward" not in text(kept)
+
+
 @pytest.mark.parametrize("preset", ["tiny", "digits", "small"])
 def test_rows_add_up_to_the_model(preset: str) -> None:
     config = ViTConfig.preset(preset)

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 from tests.conftest import backend_or_skip
+from tests.layers.test_recompute import run
 from tests.training.faults import Faults
 from tests.training.runs import RECIPE, begin, equal_weights
 from xpformer.analysis.measure import BACKENDS
 from xpformer.backend import get_backend
 from xpformer.errors import BackendError
+from xpformer.layers import MLP
 from xpformer.training import fs
 from xpformer.training.session import resume
 from xpformer.training.trained import evaluate_run, load_trained
@@ -47,6 +49,14 @@ def test_training_evaluation_and_resuming_are_those_of_numpy(tmp_path: Path) -> 
     equal_weights(found["jax"][0], found["numpy"][0], LR * STEPS)
     assert found["jax"][1].loss == pytest.approx(found["numpy"][1].loss, rel=BACKENDS)
     assert np.array_equal(found["jax"][1].confusion, found["numpy"][1].confusion)
+
+
+def test_a_layer_that_runs_again_gives_the_same_bits() -> None:
+    model = MLP(4, 7, dropout=0.3).to("jax")
+    model.recomputed = True
+    x = model.backend.asarray(np.ones((2, 3, 4)), "float32")
+    kept, recomputed = (run(model, x, recompute=r) for r in (False, True))
+    assert all(np.array_equal(kept[n], recomputed[n]) for n in kept)
 
 
 def test_sixty_four_bits_are_switched_on_by_the_backend_and_not_by_its_import() -> None:

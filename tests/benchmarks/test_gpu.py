@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from benchmarks import gpu
+from benchmarks.report import with_ratios
+from benchmarks.workers import CHECKED, Worker, check_values
 from xpformer.analysis.measure import FLOAT32_LOSS, equal
 
 PROGRAM = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
@@ -40,35 +42,19 @@ def test_a_tiny_comparison(tmp_path: Path) -> None:
     assert [(r["workload"], r["library"]) for r in found] == [("gpt", "ours"), ("gpt", "eager")]
     for record in found:
         assert record["cannot"] is None
-        assert len(record["losses"]) == 3
+        assert len(record["values"]) == 3
         assert len(record["seconds"]) == 2
         assert 0 < record["minimum"] <= record["median"]
 
 
-@pytest.fixture(scope="module")
-def gpu() -> Iterator[Any]:
-    """The program as a module; torch's switches and the path as they were afterwards."""
-    import torch
+@pytest.mark.parametrize("workload", gpu.WORKLOADS)
+def test_all_train_alike(workload: str) -> None:
+    from benchmarks import ours, peers_torch
 
-    spec = importlib.util.spec_from_file_location("gpu", PROGRAM)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    path, switches = list(sys.path), (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
-    before = [switch.fp32_precision for switch in switches]
-    spec.loader.exec_module(module)
-    yield module
-    sys.path[:] = path
-    for switch, value in zip(switches, before, strict=True):
-        switch.fp32_precision = value
-
-
-@pytest.mark.parametrize("workload", ["vit", "gpt", "gpt2"])
-def test_all_train_alike(gpu: Any, workload: str) -> None:
-    base = {"workload": workload, "tiny": True, "backend": "numpy", "precision": "highest", "device": "cpu"}
-    libraries = [gpu.Ours(base), *(gpu.Torch({**base, "library": name}) for name in ("eager", "manual"))]
-    losses = [[library.loss() for _ in range(gpu.CHECKED)] for library in libraries]
-    assert len(set(losses[0])) == gpu.CHECKED
+    base = {"work": asdict(gpu.WORKLOADS[workload].tiny()), "backend": "numpy", "precision": "highest", "device": "cpu"}
+    libraries = [ours.Training(base), *(peers_torch.Training(gpu.job(base, name)) for name in ("eager", "manual"))]
+    losses = [[library.step() for _ in range(library.checked)] for library in libraries]
+    assert len(set(losses[0])) == CHECKED
     for other in losses[1:]:
         assert equal("losses", np.array(other), np.array(losses[0]), FLOAT32_LOSS).ok
 
@@ -77,26 +63,29 @@ def test_no_such_device_is_one_line(tmp_path: Path) -> None:
     for backend in ("nosuch", "torch:cuda:99"):
         done = run("--backend", backend, "--out", tmp_path / "gpu.json", code=2)
         assert done.stdout == ""
-        assert done.stderr.startswith("benchmarks/gpu.py: error: ")
+        assert done.stderr.startswith("gpu.py: error: ")
         assert done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 
-def test_who_fails_or_computes_something_else_is_not_timed(gpu: Any) -> None:
+def test_who_fails_or_computes_something_else_is_not_timed() -> None:
     workers: list[Any] = []
     for library, losses in (("ours", [2.0, 1.0, 0.5]), ("eager", [2.0, 1.0, 0.6]), ("manual", [])):
-        worker = object.__new__(gpu.Worker)
+        worker = object.__new__(Worker)
         worker.job = {"library": library, "workload": "gpt", "precision": "highest"}
-        worker.losses, worker.seconds, worker.cannot = losses, [], "" if losses else "RuntimeError: no memory"
+        worker.first, worker.closing, worker.rounds = {"values": losses}, {}, []
+        worker.cannot = "" if losses else "RuntimeError: no memory"
         workers.append(worker)
-    gpu._check_losses(workers, "highest")
+    check_values(workers, FLOAT32_LOSS)
     assert [w.cannot for w in workers] == [
         "",
         "its losses are not those of ours: losses: error 1.00e-01, limit 2.00e-05",
         "RuntimeError: no memory",
     ]
-    workers[0].seconds = [0.5, 0.25, 0.5]
-    table = gpu.rows([w.record(1.0) for w in workers])
-    assert gpu.rows([workers[0].record(None)])[1].endswith(" -")
+    workers[0].rounds = [[0.5], [0.25], [0.5]]
+    first, *others = [w.record() for w in workers]
+    assert gpu.rows(with_ratios([first]))[1].endswith(" -")
+    ratios = {"eager": {"median": 0.5}}
+    table = gpu.rows([first | {"ratios": ratios}, *others])
     assert table[1].split() == ["gpt", "highest", "ours", "500.000", "250.000", "0.50"]
     assert table[3] == "gpt      highest    manual     cannot run: RuntimeError: no memory"

@@ -244,6 +244,12 @@ BAD: list[tuple[Sequence[str], str]] = [
     (["recipes", "copy", "vit-minst", "x.py"], "did you mean 'vit-mnist'?"),
     (["summary", "runs/vit-digits-1", "--set", "depth=2"], "is a run and has its settings"),
     (["summary", "vit-digits", "--backend", "nump"], "unknown backend 'nump'; did you mean 'numpy'?"),
+    (["profile", "vit-digitz"], "unknown recipe 'vit-digitz'; did you mean 'vit-digits'?"),
+    (["profile", "vit-digits", "--steps", "0"], "--steps"),
+    (["profile", "vit-digits", "--set", "model.deph=2"], "unknown option 'deph' in model; did you mean 'depth'?"),
+    (["profile", "vit-digits", "--threads", "0"], "threads = 0 is less than 1"),
+    (["profile", "vit-digits", "--dtype", "float16"], "it is float32 or float64"),
+    (["profile", "vit-digits", "--backend", "nump"], "unknown backend 'nump'; did you mean 'numpy'?"),
     (["gradcheck", "lineer"], "unknown operation or layer 'lineer'; did you mean 'linear'?"),
     (["gradcheck", "linear", "--backend", "nump"], "unknown backend 'nump'; did you mean 'numpy'?"),
 ]
@@ -340,9 +346,25 @@ def test_json_for_programs(home: Path) -> None:
     assert of_run["settings"]["model"]["depth"] == 1
     backends = {b["name"]: b for b in json.loads(xpformer("backends", "--json", cwd=home).stdout)}
     assert backends["numpy"]["usable"]
+    profiled = json.loads(xpformer("profile", "vit-digits", *SMALL, "--steps", "1", "--json", cwd=home).stdout)
+    assert profiled["threads"] == 1
+    assert {row["op"] for row in profiled["operations"]} >= {"linear", "attention", "cross_entropy"}
     checked = json.loads(xpformer("gradcheck", "linear", "--seed", "3", "--json", cwd=home).stdout)
     assert checked["ok"]
     assert {"subject", "check", "argument", "error", "limit", "ok"} <= checked["checks"][0].keys()
+
+
+def test_recompute(home: Path) -> None:
+    """An option of a run that its settings keep."""
+    out = home / "recomputed"
+    xpformer("train", "vit-digits", *SMALL, "--recompute", "--max-steps", "1", "--out", out, cwd=home)
+    kept, again = (
+        json.loads(xpformer("summary", *what, "--json", cwd=home).stdout) for what in ((RUN,), (RUN, "--recompute"))
+    )
+    of_run = json.loads(xpformer("summary", out, "--json", cwd=home).stdout)
+    assert of_run["settings"]["train"]["recompute"]
+    assert of_run["total"] == again["total"]
+    assert again["total"]["kept"] < kept["total"]["kept"]
 
 
 @pytest.mark.parametrize("spec", ["strict", "torch", "torch:meta"])
@@ -359,6 +381,7 @@ def test_looks_on_another_backend(home: Path, spec: str) -> None:
 def test_tables_for_people(home: Path) -> None:
     assert "seed-sgd" in xpformer("recipes", cwd=home).stdout
     assert "blocks.0" in xpformer("summary", RUN, cwd=home).stdout
+    assert "by operation and pair" in xpformer("profile", "vit-digits", *SMALL, "--steps", "1", cwd=home).stdout
     assert "numpy" in xpformer("backends", cwd=home).stdout
     assert "dx = dy Wᵀ" in xpformer("gradcheck", "linear", "--explain", cwd=home, PYTHONUTF8="1").stdout
     done = xpformer("gradcheck", "Block", cwd=home)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import subprocess
 import sys
 
 import numpy as np
@@ -43,11 +44,22 @@ def test_the_test_split_of_every_version_is_the_same() -> None:
     assert load_digits().test.sha256() == "9bc9550d56bbb5a7def66067f54ee010835a1891278419b5b100c82855bc1c47"
 
 
+def test_the_file_is_read_without_scikit_learn_or_else_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Importing scikit-learn took longer than all else before the first step."""
+    code = "import sys, xpformer.data; print(xpformer.data.load_digits().test.sha256(), 'sklearn' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    digits = load_digits()
+    assert done.stdout.split() == [digits.test.sha256(), "False"]
+    monkeypatch.setattr("xpformer.data.digits.find_spec", lambda name: None)
+    assert load_digits().hashes() == digits.hashes()
+
+
 def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="size is 1437, expected 1 to 1436 of the 1437 images"):
         load_digits(validation=1437)
     with pytest.raises(ConfigError, match="size is 1797"):
         load_digits(test=1797)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(DataError, match=r'^digits: needs scikit-learn, .*pip install "xpformer\[recipes\]"$'):
         load_digits()

@@ -181,6 +181,12 @@ def gelu_forward(x: Any, *, approximate: str = "none") -> Any:
     return y, saved._replace(slope=0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * root * (1.0 + c * x**2))
 
 
+@mistake("bias_gelu")
+def bias_summed_before_the_slope(dy: Any, saved: Any, *, need: Any = None) -> Any:
+    summed = namespace(dy).sum(dy, axis=tuple(range(dy.ndim - 1)))
+    return only(need, "bias_gelu", dy * saved.slope, summed)
+
+
 @mistake("conv2d")
 def stride_ignored_in_dx(dy: Any, saved: Any, *, need: Any = None) -> Any:
     spread = tuple(a._replace(stride=1, after=a.kernel + a.places - 1 - a.length - a.before) for a in saved.axes)

@@ -53,11 +53,11 @@ def batch(model: Any, step: int) -> tuple[HostArray, HostArray]:
     return ids[:, :-1], ids[:, 1:]
 
 
-def one_pass(model: Any, step: int) -> tuple[float, Any]:
+def one_pass(model: Any, step: int, **options: Any) -> tuple[float, Any]:
     """The loss, and the gradients in their slots."""
     backend, (x, y) = model.backend, batch(model, step)
     grads = model.gradients()
-    ctx = Context(backend, grads=grads)
+    ctx = Context(backend, grads=grads, **options)
     logits = model.forward(backend.asarray(x), ctx)
     loss = ctx.forward(cross_entropy, logits, backend.asarray(y))
     model.backward(ctx.backward(cross_entropy, backend.asarray(np.asarray(1.0))), ctx)
@@ -121,6 +121,15 @@ def test_five_steps_are_torchs(kind: str, way: str) -> None:
         elif not name.endswith(key_bias):
             expected = p[name].detach().numpy()
             assert equal(name, value, expected, TORCH, scale=max(magnitude(expected), STEPS * LR)).ok, name
+
+
+@pytest.mark.parametrize("kind", ["vit", "gpt"])
+@pytest.mark.parametrize("way", WAYS)
+def test_blocks_may_run_again(backend: Backend, kind: str, way: str) -> None:
+    model = tuned(backend, kind, WAYS[way])
+    kept, again = (one_pass(model, 0, recompute=recompute)[1].to_host() for recompute in (False, True))
+    assert kept.keys() == again.keys()
+    assert all(same_bits(n, g, kept[n]).ok for n, g in again.items())
 
 
 def test_layers_learn_at_their_rates() -> None:

@@ -48,7 +48,7 @@ def test_refused(options: dict[str, Any], match: str) -> None:
 
 def test_every_option_but_switches_has_a_rule() -> None:
     ruled = {name for options, _ in REFUSED for name in options}
-    assert {f.name for f in fields(TrainConfig)} - ruled == {"milestones", "nesterov"}
+    assert {f.name for f in fields(TrainConfig)} - ruled == {"milestones", "nesterov", "recompute"}
 
 
 def test_the_defaults_and_the_limits_are_allowed() -> None:

@@ -72,9 +72,10 @@ class Alive(Observer):
         self._note(f"d {path} {op.name}", (dy, tuple(gradients.values())))
 
 
+@pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize(("backend", "threads"), [("numpy", 1), ("numpy", 2), ("torch", 1), ("strict", 1)])
-def test_nothing_of_a_step_is_alive_after_it(backend: str, threads: int) -> None:
-    with make(threads, backend) as t:
+def test_nothing_of_a_step_is_alive_after_it(backend: str, threads: int, recompute: bool) -> None:
+    with make(threads, backend, recompute=recompute) as t:
         t.step()
         permanent = {id(p.data) for p in t.store.parameters.values()}
         permanent |= {id(view) for g in t.gradients for view in g._views.values()}

@@ -69,6 +69,16 @@ def test_steps_one_by_one(tmp_path: Path, uninterrupted: dict[str, Any]) -> None
     assert not differences(outcome(session.run), uninterrupted["adamw"])
 
 
+def test_recomputation_is_remembered_and_changes_no_bit(tmp_path: Path, uninterrupted: dict[str, Any]) -> None:
+    session = begin(tmp_path, "train.recompute=true")
+    assert session.train(max_steps=17) == "max steps"
+    session, notes = resume(session.run.path)
+    assert not notes
+    assert session.trainer.config.recompute
+    assert session.train() == "finished"
+    assert differences(outcome(session.run), uninterrupted["adamw"]) == []
+
+
 def test_a_session_goes_on_by_itself(tmp_path: Path) -> None:
     """Without reading the run again, and with threads that end in between."""
     whole = begin(tmp_path, "steps=12", name="whole", threads=2)

@@ -60,6 +60,21 @@ def test_a_step_by_hand() -> None:
             assert difference(found[group][name], value) <= 1e-10 * max(magnitude(value), 0.015), (group, name)
 
 
+@pytest.mark.parametrize(
+    ("backend", "threads", "accumulate"),
+    [("numpy", 1, 1), ("numpy", 3, 2), ("readonly", 1, 2), ("torch", 1, 2), ("strict", 1, 1)],
+)
+def test_recomputation_changes_no_bit(backend: str, threads: int, accumulate: int) -> None:
+    used: Any = backend_or_skip(backend)
+    kept, again = (trainer(threads, accumulate, backend=used, recompute=r) for r in (False, True))
+    with kept, again:
+        for _ in range(3):
+            first, second = kept.step(), again.step()
+            assert (first.loss, first.accuracy, first.norm) == (second.loss, second.accuracy, second.norm)
+        found, expected = all_weights(again), all_weights(kept)
+    assert all(np.array_equal(found[name], expected[name]) for name in expected)
+
+
 @pytest.mark.parametrize("backend", ["numpy", "torch", "strict", "readonly"])
 def test_a_step_that_is_not_read_is_the_same_step(backend: str) -> None:
     used: Any = backend_or_skip(backend)

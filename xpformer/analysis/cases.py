@@ -176,12 +176,23 @@ CASES: dict[str, tuple[Case, ...]] = {
         shape_case("one sample", (1, 5, 4, 6), (1, 7, 4, 6), (1, 7, 4, 8)),
         shape_case("one head", (3, 5, 1, 6), (3, 7, 1, 6), (3, 7, 1, 8)),
         shape_case("empty batch", (0, 5, 4, 6), (0, 7, 4, 6), (0, 7, 4, 8)),
+        shape_case("long context", (1, 5, 1, 2), (1, 52500, 1, 2), (1, 52500, 1, 3), causal=True),
         shape_case("sixteen tokens", (2, 16, 4, 16), (2, 16, 4, 16), (2, 16, 4, 16)),
     ),
     "bce_with_logits": (
         case("plain", wide(3, 5), uniform(3, 5)),
         case("denominator", wide(3, 5), uniform(3, 5), denominator=40),
         shape_case("empty batch", (0, 5), (0, 5)),
+    ),
+    "bias_gelu": (
+        case("exact", wide(3, 4, 5), (5,)),
+        case("tanh form", wide(3, 4, 5), (5,), approximate="tanh"),
+        shape_case("exact, far out", np.linspace(-45.0, 45.0, 181)[:, None] * np.ones(3), (3,)),
+        shape_case("tanh form, far out", np.linspace(-45.0, 45.0, 181)[:, None] * np.ones(3), (3,), approximate="tanh"),
+        shape_case("exact, many", wide(7, 33, 143), (143,)),
+        shape_case("tanh form, many", wide(7, 33, 143), (143,), approximate="tanh"),
+        shape_case("one row", wide(5), (5,)),
+        shape_case("empty batch", (0, 5), (5,)),
     ),
     "conv2d": (
         case("plain", (2, 3, 7, 8), (4, 3, 2, 5), (4,)),

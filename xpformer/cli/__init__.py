@@ -24,6 +24,7 @@ from xpformer.cli.generate import generate
 from xpformer.cli.inspect import backends, gradcheck, summary
 from xpformer.cli.plot import plot
 from xpformer.cli.predict import predict
+from xpformer.cli.profile import profile
 from xpformer.cli.recipes import recipes
 from xpformer.cli.shell import Shell, fail, say
 from xpformer.cli.train import resume, train
@@ -50,7 +51,7 @@ def cli() -> None:
 
 _COMMANDS = (
     *(train, resume, evaluate, predict, generate, convert, plot),
-    *(recipes, summary, backends, gradcheck, agree, diverge, conformance),
+    *(recipes, summary, profile, backends, gradcheck, agree, diverge, conformance),
 )
 for _command in _COMMANDS:
     cli.add_command(_command)

@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from xpformer.cli.shell import DIRECTORY, Command, check_writable, data_option, jsonable, print_json, say, show
+from xpformer.cli.shell import (
+    DIRECTORY,
+    Command,
+    changes_option,
+    check_writable,
+    data_option,
+    jsonable,
+    preset_option,
+    print_json,
+    say,
+    show,
+)
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -21,8 +32,8 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 _OPTIONS = (
-    click.option("--preset", metavar="NAME", help="Named settings of the recipe; see xpformer recipes."),
-    click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a setting; may be repeated."),
+    preset_option,
+    changes_option,
     click.option(
         "--dtype",
         type=click.Choice(["float64", "float32"]),

@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xpformer.cli.shell import Command, backend_option, json_option, print_json, say, show
+from xpformer.cli.shell import (
+    Command,
+    backend_option,
+    changes_option,
+    depth_option,
+    json_option,
+    preset_option,
+    print_json,
+    recompute_option,
+    say,
+    show,
+)
 
 if TYPE_CHECKING:
     from xpformer.layers import Layer
@@ -16,10 +27,11 @@ if TYPE_CHECKING:
 
 @click.command(cls=Command)
 @click.argument("source", metavar="RECIPE|RUN")
-@click.option("--preset", metavar="NAME", help="Named settings of the recipe.")
-@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a setting; may be repeated.")
+@preset_option
+@changes_option
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Samples in the pass.")
-@click.option("--depth", type=click.IntRange(min=0), metavar="N", help="Levels of layers to show; default: all.")
+@depth_option
+@recompute_option
 @backend_option
 @json_option
 def summary(
@@ -28,6 +40,7 @@ def summary(
     changes: tuple[str, ...],
     batch: int,
     depth: int | None,
+    recompute: bool,
     backend: str | None,
     as_json: bool,
 ) -> None:
@@ -39,6 +52,7 @@ def summary(
     Examples:
       xpformer summary vit-mnist
       xpformer summary vit-mnist --preset seed --batch 100 --depth 1
+      xpformer summary vit-mnist --preset seed --batch 100 --depth 1 --recompute
       xpformer summary vit-mnist --set model.depth=12 --json
       xpformer summary runs/vit-mnist-1
     """
@@ -47,7 +61,7 @@ def summary(
 
     model, settings, task = _model(source, preset, changes, "numpy" if backend is None else backend)
     shape, ids = task.sample(settings)
-    result = summarize(model, shape, ids, batch=batch)
+    result = summarize(model, shape, ids, batch=batch, recompute=recompute or settings.train.recompute)
     if as_json:
         print_json({**result.to_dict(), "settings": settings_to_dict(settings)})
     else:

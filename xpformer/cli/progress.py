@@ -109,9 +109,11 @@ def headline(session: Session) -> str:
     s, trainer = session, session.trainer
     fused = trainer.backend.replaced()
     preset, sizes = s.run.config.get("preset"), s.recipe.task.sizes(s.data)
-    threads = f", {trainer.threads} thread{'s' * (trainer.threads > 1)}" if trainer.backend.shares_batch else ""
     count, trainable = trainer.model.count_parameters(), trainer.model.count_parameters(trainable=True)
     learn = "" if trainable == count else f" ({trainable:,} of them learn)"
+    shared = {"batch": "sharing the batch", "operations": "sharing operations"}[trainer.sharing]
+    threads = f", {trainer.threads} threads {shared}" if trainer.threads > 1 else ", 1 thread"
+    threads = threads if trainer.backend.shares_batch else ""
     return (
         f"{s.recipe.name}{f' ({preset})' if preset else ''}: {count:,} parameters{learn}, "
         f"{s.data.name} {sizes}, {trainer.backend.spec} (fused: {', '.join(sorted(fused)) or 'none'})"

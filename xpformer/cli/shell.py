@@ -78,6 +78,18 @@ class DataPath(click.Path):
         return super().convert(str(value).removeprefix("folder:"), param, ctx)
 
 
+preset_option = click.option("--preset", metavar="NAME", help="Named settings of the recipe; see xpformer recipes.")
+changes_option = click.option(
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change a setting; may be repeated. xpformer summary RECIPE --json lists every key.",
+)
+dtype_option = click.option("--dtype", default="float32", show_default=True, help="float32 or float64.")
+depth_option = click.option(
+    "--depth", type=click.IntRange(min=0), metavar="N", help="Levels of layers to show; default: all."
+)
 data_option = click.option(
     "--data",
     type=DataPath(file_okay=True, path_type=Path),
@@ -93,8 +105,18 @@ matmul_option = click.option(
     metavar="highest|high",
     help="highest, the default: float32 exact; high: a GPU may use TF32, faster and with 10 bits of mantissa.",
 )
+recompute_option = click.option(
+    "--recompute",
+    is_flag=True,
+    help="Blocks keep their input alone and run again in the backward: less memory, more time, the same result.",
+)
 threads_option = click.option(
-    "--threads", type=int, metavar="N", help="Threads that share a batch; default: the CPUs this process may use."
+    "--threads", type=int, metavar="N", help="Threads that compute; default: the CPUs this process may use."
+)
+sharing_option = click.option(
+    "--sharing",
+    metavar="batch|operations",
+    help="What threads share; default: operations where their gradients would be more bytes than the activations.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for a program, and draw nothing.")
 unknown_option = click.option(

@@ -13,10 +13,15 @@ from xpformer.cli.shell import (
     DIRECTORY,
     Command,
     backend_option,
+    changes_option,
     data_option,
+    dtype_option,
     matmul_option,
+    preset_option,
+    recompute_option,
     run_argument,
     say,
+    sharing_option,
     show,
     threads_option,
 )
@@ -34,17 +39,11 @@ max_steps_option = click.option(
 
 @click.command(cls=Command)
 @click.argument("recipe")
-@click.option("--preset", metavar="NAME", help="Named settings of the recipe; see xpformer recipes.")
-@click.option(
-    "--set",
-    "changes",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Change a setting; may be repeated. xpformer summary RECIPE --json lists every key.",
-)
+@preset_option
+@changes_option
 @backend_option
 @matmul_option
-@click.option("--dtype", default="float32", show_default=True, help="float32 or float64.")
+@dtype_option
 @data_option
 @click.option("--text", type=DIRECTORY, metavar="FILE", help="The text of a language model; the same as --data.")
 @click.option(
@@ -61,8 +60,10 @@ max_steps_option = click.option(
     metavar="RUN",
     help="Start a deeper language model from the blocks of this run; only model.depth may differ.",
 )
+@recompute_option
 @click.option("--seed", type=int, default=0, show_default=True, help="Of weights, order, augmentation and masks.")
 @threads_option
+@sharing_option
 @max_steps_option
 def train(
     recipe: str,
@@ -76,8 +77,10 @@ def train(
     start_from: Path | None,
     out: Path | None,
     grow_from: Path | None,
+    recompute: bool,
     seed: int,
     threads: int | None,
+    sharing: str | None,
     max_steps: int | None,
 ) -> None:
     """Train a model by a recipe.
@@ -110,8 +113,10 @@ def train(
         out,
         grow_from,
         "highest" if matmul_precision is None else matmul_precision,
+        sharing,
         start_from,
     )
+    changes += ("train.recompute=true",) * recompute
     session = start(recipe, options, preset=preset, changes=changes, arguments=sys.argv[1:])
     for note in session.notes:
         say(f"note: {note}")
@@ -124,6 +129,7 @@ def train(
 @backend_option
 @matmul_option
 @threads_option
+@sharing_option
 @data_option
 def resume(
     run: Path,
@@ -131,6 +137,7 @@ def resume(
     backend: str | None,
     matmul_precision: str | None,
     threads: int | None,
+    sharing: str | None,
     data: Path | None,
 ) -> None:
     """Go on with a run that was stopped.
@@ -147,7 +154,9 @@ def resume(
     from xpformer.errors import ConfigError
     from xpformer.training.session import resume as open_run
 
-    session, notes = open_run(run, backend=backend, matmul_precision=matmul_precision, threads=threads, data=data)
+    session, notes = open_run(
+        run, backend=backend, matmul_precision=matmul_precision, threads=threads, sharing=sharing, data=data
+    )
     for note in notes:
         say(f"note: {note}")
     done = session.progress.step

@@ -7,6 +7,7 @@ from xpformer.functional._op import Flops, Kernel, Op, Pair
 from xpformer.functional.add_broadcast import add_broadcast
 from xpformer.functional.attention import attention
 from xpformer.functional.bce_with_logits import bce_with_logits
+from xpformer.functional.bias_gelu import bias_gelu
 from xpformer.functional.conv2d import conv2d
 from xpformer.functional.cross_entropy import cross_entropy
 from xpformer.functional.drop_path import drop_path
@@ -38,6 +39,7 @@ OPERATIONS: dict[str, Op] = {
         add_broadcast,
         attention,
         bce_with_logits,
+        bias_gelu,
         conv2d,
         cross_entropy,
         drop_path,
@@ -74,6 +76,7 @@ __all__ = [
     "add_broadcast",
     "attention",
     "bce_with_logits",
+    "bias_gelu",
     "conv2d",
     "cross_entropy",
     "drop_path",

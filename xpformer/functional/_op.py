@@ -56,6 +56,9 @@ class Pair:
     into: frozenset[str] = frozenset()
     """Arguments whose gradient ``backward(..., into={name: slot})`` can write straight into a slot (then it returns
     that slot)."""
+    onto: frozenset[str] = frozenset()
+    """Arguments whose gradient ``backward(..., onto={name: slot})`` can add to what a slot holds (then it returns that
+    slot)."""
 
 
 @dataclass(frozen=True)

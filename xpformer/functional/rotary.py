@@ -54,11 +54,16 @@ def forward(x: Array, positions: Array, *, base: float = 10000.0) -> tuple[Array
         )
     if not xp.isdtype(positions.dtype, "integral"):
         raise ShapeError(f"rotary: positions have dtype {positions.dtype}, expected integers")
-    half = x.shape[-1] // 2
+    saved = angles(x, positions, base)
+    return _turn(x, *saved), saved  # (2), (3)
+
+
+def angles(x: Array, positions: Array, base: float) -> RotarySaved:
+    """Cosine and sine of (1), in the dtype of x (..., T, H, d)."""
+    xp, half = namespace(x), x.shape[-1] // 2
     i = xp.arange(half, dtype=x.dtype, device=device(x))
     angle = xp.astype(positions, x.dtype)[..., None] * xp.exp(i * (-math.log(base) / half))  # (1), (..., T, d/2)
-    cosine, sine = xp.cos(angle)[..., None, :], xp.sin(angle)[..., None, :]
-    return _turn(x, cosine, sine), RotarySaved(cosine, sine)  # (2), (3)
+    return RotarySaved(xp.cos(angle)[..., None, :], xp.sin(angle)[..., None, :])
 
 
 def backward(dy: Array, saved: RotarySaved, *, need: Need = None) -> tuple[Array | None, None]:

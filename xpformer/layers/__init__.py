@@ -1,7 +1,7 @@
 """Thin layers over the operations, and the context that a pass runs in."""
 
 from xpformer.layers._cache import KVCache
-from xpformer.layers._context import Context, Entry, Observer, Tokens
+from xpformer.layers._context import Context, Entry, Observer, Recomputed, Tokens
 from xpformer.layers._layer import Layer
 from xpformer.layers.activation import Activation
 from xpformer.layers.attention import MultiHeadAttention
@@ -47,6 +47,7 @@ __all__ = [
     "Pool",
     "Positions",
     "RMSNorm",
+    "Recomputed",
     "Segment",
     "TiedHead",
     "TokenPositions",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -38,15 +39,31 @@ class Entry(NamedTuple):
     """The arguments that are no parameters, floating-point, and so have a gradient to return."""
 
 
-def _has_trainable(parameters: Mapping[str, Parameter]) -> bool:
+class Recomputed(NamedTuple):
+    """What a layer that runs its forward again leaves on the tape."""
+
+    path: str
+    op: Layer
+    saved: tuple[Any, tuple[Any, ...], Mapping[str, Any]]
+    """Its arguments: ``x``, others, options."""
+    start: Context
+    """The pass as it was before the layer, with an empty tape: its masks and tokens are to be the same again."""
+
+
+def _learns(entry: Entry | Recomputed) -> bool:
+    """Whether a parameter gets a gradient when the entry is undone."""
+    parameters = entry.parameters if isinstance(entry, Entry) else entry.op.named_parameters()
     return any(p.trainable for p in parameters.values())
 
 
 class Observer:
     """Sees what happens in a pass.  Subclass it and override what you want to see; it must not write the arrays.
 
-    Summary, attention pictures and the hunt for a non-finite tensor are observers.
+    Summary, profile, attention pictures and the hunt for a non-finite tensor are observers.
     """
+
+    def phase(self, name: str) -> None:
+        """A training step goes on to its next part, one of ``PHASES`` of the trainer, in this thread."""
 
     def enter(self, layer: Layer, direction: str) -> None:
         """A layer's ``forward`` or ``backward`` begins."""
@@ -76,6 +93,8 @@ class Context:
         observer: sees every layer and operation.
         input_gradient: whether the model's backward returns the gradient of its input.
         cache: keys and values of earlier passes over the same sequences; for inference.
+        recompute: whether layers that are :attr:`~Layer.recomputed` keep their input alone and run again in the
+            backward: less memory, more time, the same bits.
 
     Attributes:
         tokens: what a model of sequences says of them to its layers; ``None``: a sequence each, from position 0.
@@ -93,6 +112,7 @@ class Context:
         observer: Observer | None = None,
         input_gradient: bool = False,
         cache: KVCache | None = None,
+        recompute: bool = False,
     ) -> None:
         if grads is not None and cache is not None:
             raise ConfigError("a context has gradients or a cache, not both: the cached keys have no backward")
@@ -102,9 +122,9 @@ class Context:
         self.observer = observer
         self.input_gradient = input_gradient
         self.cache = cache
+        self.recompute = recompute and grads is not None
         self.tokens: Tokens | None = None
-        self.tape: list[Entry] | None = None if grads is None else []
-        self._trainable = 0  # entries on the tape that have a trainable parameter
+        self.tape: list[Entry | Recomputed] | None = None if grads is None else []
         self._layers: list[Layer] = []
         self._uses: dict[str, int] = {}
 
@@ -141,7 +161,6 @@ class Context:
                 if a is not None and n not in parameters and is_floating(a)
             )
             self.tape.append(Entry(self.path, op, pair, saved, parameters, inputs))
-            self._trainable += _has_trainable(parameters)
         if self.observer is not None:
             self.observer.forward(self.path, op, pair, data, options, y, saved)
         return y
@@ -160,7 +179,7 @@ class Context:
         Raises:
             TapeError: if this layer and operation were not the last to run forward.
         """
-        path, _, pair, saved, parameters, inputs = self._pop(op)
+        path, _, pair, saved, parameters, inputs = self.pop(op)
         wanted = [n for n in inputs if need is None or n in need]
         trainable = {n: p for n, p in parameters.items() if p.trainable}
         if not wanted and not trainable:
@@ -170,13 +189,16 @@ class Context:
         into = {n: slot for n in pair.into if n in trainable and (slot := grads.slot(trainable[n])) is not None}
         if self.observer is not None:
             self.observer.before(path, op, "backward")
-        extra = {"into": into} if into else {}
+        onto = {n: slot for n in pair.onto if n in trainable and (slot := grads.held(trainable[n])) is not None}
+        extra = {k: slots for k, slots in (("into", into), ("onto", onto)) if slots}
         results = pair.backward(dy, saved, need=frozenset((*wanted, *trainable)), **extra)
         gradients = dict(zip(op.arguments, results, strict=False))
         del saved, results  # memory falls here, before the next layer allocates
         for name, parameter in trainable.items():
             if name in into and gradients[name] is into[name]:
                 grads.filled(parameter)
+            elif name in onto and gradients[name] is onto[name]:
+                continue
             elif (gradient := gradients[name]) is not None:
                 grads.add(parameter, gradient)
         if self.observer is not None:
@@ -185,22 +207,32 @@ class Context:
             return gradients[wanted[0]]
         return tuple(gradients[n] for n in wanted) if wanted else None
 
-    def _pop(self, op: Op) -> Entry:
+    def pop(self, op: Op | Layer) -> Any:
+        """The last entry of the tape, which must be of ``op`` in the running layer.
+
+        Raises:
+            TapeError: if it is not.
+        """
         here = f"{self.path}: " if self.path else ""
         if self.tape is None:
-            raise TapeError(f"{here}backward of {op.name} without a tape; make the context with grads=Gradients(...)")
+            raise TapeError(f"{here}backward of {_name(op)} without a tape; make the context with grads=Gradients(...)")
         if not self.tape:
             raise TapeError(
-                f"{here}backward of {op.name}, but the tape is empty; forward did not run, or ran once less"
+                f"{here}backward of {_name(op)}, but the tape is empty; forward did not run, or ran once less"
             )
         entry = self.tape[-1]
         if entry.op is not op or entry.path != self.path:
-            raise TapeError(
-                f"expected the backward of {entry.path or 'the model'} ({entry.op.name}), "
-                f"got {self.path or 'the model'} ({op.name}); a backward undoes its forward in the opposite order"
-            )
-        self._trainable -= _has_trainable(entry.parameters)
+            raise self._disorder(f"{self.path or 'the model'} ({_name(op)})")
         return self.tape.pop()
+
+    def _disorder(self, got: str) -> TapeError:
+        """The error of a backward that is not that of the last entry."""
+        assert self.tape
+        entry = self.tape[-1]
+        return TapeError(
+            f"expected the backward of {entry.path or 'the model'} ({_name(entry.op)}), got {got}; "
+            "a backward undoes its forward in the opposite order"
+        )
 
     def settled(self) -> bool:
         """Whether nothing that was computed so far has a gradient to get: then the tape is emptied.
@@ -208,10 +240,28 @@ class Context:
         A model asks between its layers, in the forward to keep nothing of those that are frozen, and at the same places
         in the backward to end there.
         """
-        if self.tape is None or self._trainable or self.input_gradient:
+        if self.tape is None or self.input_gradient or any(map(_learns, self.tape)):
             return False
         self.tape.clear()
         return True
+
+    # ---- running a layer again --------------------------------------------------------------------------------------
+
+    def fork(self, tape: list[Entry | Recomputed] | None) -> Context:
+        """The pass from here on with another tape; nothing in it is recomputed."""
+        fork = copy.copy(self)
+        fork.tape, fork.recompute = tape, False
+        fork._layers, fork._uses = [*self._layers], {**self._uses}
+        return fork
+
+    def go_on_from(self, fork: Context) -> None:
+        """Go on where a fork has come to, but for its tape."""
+        self.tokens, self._uses = fork.tokens, fork._uses
+
+    def check_done(self, layer: Layer) -> None:
+        """Raise :class:`~xpformer.errors.TapeError` if a layer's backward has left some of its forward undone."""
+        if self.tape:
+            raise self._disorder(f"the end of {layer.path or 'the model'} ({_name(layer)})")
 
     # ---- layers -----------------------------------------------------------------------------------------------------
 
@@ -226,3 +276,8 @@ class Context:
         if self.observer is not None:
             self.observer.leave(layer, direction, value)
         self._layers.pop()
+
+
+def _name(op: Op | Layer) -> str:
+    """As messages call it."""
+    return op.name if isinstance(op, Op) else type(op).__name__

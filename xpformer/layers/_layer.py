@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 from xpformer.errors import XpformerError
+from xpformer.layers import _recompute
 from xpformer.layers._context import Context
 from xpformer.parameters import Constant, Gradients, Parameter, ParameterStore, check_names, initial_values
 
@@ -16,14 +17,16 @@ if TYPE_CHECKING:
 
 
 def _scoped(method: Callable[..., Any], direction: str) -> Callable[..., Any]:
-    """Tell the context which layer is running."""
+    """Tell the context which layer is running, and let it run again where the context wants that."""
+    recompute = functools.partial(_recompute.forward if direction == "forward" else _recompute.backward, method)
 
     @functools.wraps(method)
     def scoped(self: Layer, x: Any, ctx: Context, *args: Any, **options: Any) -> Any:
+        run = recompute if self.recomputed and ctx.recompute else method
         ctx.enter(self, direction)
         value = None
         try:
-            value = method(self, x, ctx, *args, **options)
+            value = run(self, x, ctx, *args, **options)
         finally:
             ctx.leave(self, direction, value)
         return value
@@ -41,6 +44,8 @@ class Layer:
     """
 
     path: str = ""
+    recomputed: bool = False
+    """Whether it keeps its input alone, and runs again in the backward, in a context that recomputes."""
     _store: ParameterStore | None = None
 
     def __init_subclass__(cls, **options: Any) -> None:

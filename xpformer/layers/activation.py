@@ -6,6 +6,7 @@ from typing import Any
 
 from xpformer.errors import ConfigError, suggest
 from xpformer.functional._op import Op
+from xpformer.functional.bias_gelu import bias_gelu
 from xpformer.functional.gelu import gelu
 from xpformer.functional.relu import relu
 from xpformer.functional.silu import silu
@@ -13,6 +14,7 @@ from xpformer.functional.swiglu import swiglu
 from xpformer.functional.tanh import tanh
 from xpformer.layers._context import Context
 from xpformer.layers._layer import Layer
+from xpformer.parameters import Parameter
 
 ACTIVATIONS: dict[str, tuple[Op, dict[str, str]]] = {
     "gelu": (gelu, {"approximate": "none"}),
@@ -21,23 +23,34 @@ ACTIVATIONS: dict[str, tuple[Op, dict[str, str]]] = {
     "silu": (silu, {}),
     "tanh": (tanh, {}),
 }
+BIASED: dict[str, tuple[Op, dict[str, str]]] = {
+    "gelu": (bias_gelu, {"approximate": "none"}),
+    "gelu_tanh": (bias_gelu, {"approximate": "tanh"}),
+}
+"""Those that an operation takes together with the addition of a bias."""
 GATED: dict[str, tuple[Op, dict[str, str]]] = {"swiglu": (swiglu, {})}
 """Those that take gate and value side by side, and so halve the width."""
 
 
 class Activation(Layer):
-    """One of :data:`ACTIVATIONS` or :data:`GATED`; ``gelu`` is the exact erf form, ``gelu_tanh`` the tanh form."""
+    """One of :data:`ACTIVATIONS` or :data:`GATED`; ``gelu`` is the exact erf form, ``gelu_tanh`` the tanh form.
 
-    def __init__(self, name: str) -> None:
-        known = ACTIVATIONS | GATED
+    Args:
+        name: which.
+        bias: added to the input first; for those of :data:`BIASED`.
+    """
+
+    def __init__(self, name: str, *, bias: Parameter | None = None) -> None:
+        known = ACTIVATIONS | GATED if bias is None else BIASED
         if name not in known:
             raise ConfigError(f"unknown activation {name!r}; {suggest(name, known)}")
-        self.name = name
+        self.name, self.bias = name, bias
         self.op, self.options = known[name]
 
     def forward(self, x: Any, ctx: Context) -> Any:
         """The same shape as ``x``, or half its width where the activation is gated."""
-        return ctx.forward(self.op, x, **self.options)
+        arrays = (x,) if self.bias is None else (x, self.bias)
+        return ctx.forward(self.op, *arrays, **self.options)
 
     def backward(self, dy: Any, ctx: Context) -> Any:
         """``dx``."""

@@ -43,6 +43,8 @@ class Block(Layer):
         bias_init: of all biases but the norms'.
     """
 
+    recomputed = True
+
     def __init__(
         self,
         dim: int,

@@ -31,14 +31,14 @@ class LoRA(Linear):
         inputs, outputs = layer.weight.shape
         if not 1 <= rank <= min(inputs, outputs):
             raise ConfigError(f"rank = {rank} is outside 1 to {min(inputs, outputs)}, as weight has {inputs, outputs}")
-        self.weight, self.bias = layer.weight, layer.bias
+        self.weight, self.bias, self.add_bias = layer.weight, layer.bias, layer.add_bias
         self.lora_a = Parameter((inputs, rank), init.lecun_uniform, decay=True)
         self.lora_b = Parameter((rank, outputs), init.zeros, decay=True)
         self.scale = alpha / rank
 
     def forward(self, x: Any, ctx: Context) -> Any:
         """(..., inputs) -> (..., outputs)."""
-        y = ctx.forward(linear, x, self.weight, self.bias)
+        y = ctx.forward(linear, x, self.weight, self.bias if self.add_bias else None)
         low = ctx.forward(linear, x, self.lora_a)  # (..., r)
         return y + self.scale * ctx.forward(linear, low, self.lora_b)
 

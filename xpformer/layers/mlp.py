@@ -7,7 +7,7 @@ from typing import Any
 from xpformer import initializers as init
 from xpformer.layers._context import Context
 from xpformer.layers._layer import Layer
-from xpformer.layers.activation import GATED, Activation
+from xpformer.layers.activation import BIASED, GATED, Activation
 from xpformer.layers.dropout import Dropout
 from xpformer.layers.linear import Linear
 from xpformer.parameters import Initializer
@@ -40,8 +40,9 @@ class MLP(Layer):
         bias_init: Initializer = init.zeros,
     ) -> None:
         width = 2 * hidden if activation in GATED else hidden
-        self.fc1 = Linear(dim, width, bias=bias, weight_init=weight_init, bias_init=bias_init)
-        self.activation = Activation(activation)
+        together = bias and activation in BIASED
+        self.fc1 = Linear(dim, width, bias=bias, add_bias=not together, weight_init=weight_init, bias_init=bias_init)
+        self.activation = Activation(activation, bias=self.fc1.bias if together else None)
         self.dropout1 = Dropout(dropout if hidden_dropout is None else hidden_dropout)
         self.fc2 = Linear(hidden, dim, bias=bias, weight_init=output_init or weight_init, bias_init=bias_init)
         self.dropout2 = Dropout(dropout)

@@ -3,7 +3,7 @@
 from xpformer.optim.adam import Adam, AdamW
 from xpformer.optim.clipping import clip_scale, global_norm, sum_of_squares
 from xpformer.optim.ema import EMA, ema_step
-from xpformer.optim.optimizer import Optimizer, Runner, in_turn, spans
+from xpformer.optim.optimizer import Optimizer, Runner, in_turn
 from xpformer.optim.schedule import SHAPES, Schedule
 from xpformer.optim.sgd import SGD
 
@@ -23,6 +23,5 @@ __all__ = [
     "ema_step",
     "global_norm",
     "in_turn",
-    "spans",
     "sum_of_squares",
 ]

@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import pairwise
 from typing import Any, ClassVar
 
-from xpformer.array import HostArray, namespace
+from xpformer.array import HostArray, namespace, spans
+from xpformer.backend import Runner
 from xpformer.errors import CheckpointError, ConfigError
 from xpformer.functional._op import Kernel
 from xpformer.parameters import ParameterStore
-
-Runner = Callable[[Iterable[Callable[[], Any]]], list[Any]]
-"""Runs independent functions, one after the other or on threads, and returns their results in order."""
 
 
 def in_turn(tasks: Iterable[Callable[[], Any]]) -> list[Any]:
     """Run one after the other."""
     return [task() for task in tasks]
-
-
-def spans(length: int, parts: int) -> list[slice]:
-    """``length`` elements in ``parts`` nearly equal contiguous slices; the empty ones are left out."""
-    bounds = [length * i // parts for i in range(parts + 1)]
-    return [slice(a, b) for a, b in pairwise(bounds) if a < b]
 
 
 def keep_finite(finite: Any, new: tuple[Any, ...], old: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -29,6 +29,9 @@ class TrainConfig:
     """Samples an update, over all threads and parts."""
     accumulate: int = 1
     """Parts that each thread works its share of the batch off in: less memory, the same update."""
+    recompute: bool = False
+    """Each block keeps its input alone and runs its forward again in the backward: less memory, a third more time, the
+    same bits."""
     optimizer: str = "adamw"
     lr: float = 1e-3
     """Peak learning rate."""

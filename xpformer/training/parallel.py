@@ -1,20 +1,32 @@
-"""Threads that each take a share of the batch, with single-threaded BLAS inside a step."""
+"""The threads of training, with single-threaded BLAS inside a step, and what they share.
+
+- ``batch``: each thread takes its share of the samples through the whole model, with gradients of its own, which are
+  summed at last.  Nothing waits inside, and nothing is too small to be shared.
+- ``operations``: the batch goes through the model once, and each operation's rows or columns are shared.
+
+The rule: operations are shared where the threads' gradients would be more bytes than the activations of a batch.  Then
+writing and summing gradients would cost more than the waiting.  The bits are a function of the number of threads and of
+what they share.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from xpformer.backend import Backend
-from xpformer.errors import ConfigError
+from xpformer.errors import ConfigError, suggest
 from xpformer.training.environment import usable_cores
 
+SHARING = ("batch", "operations")
 MAX_THREADS = 1024  # far above what a batch can be shared by
 
 
@@ -44,56 +56,140 @@ def thread_count(backend: Backend, threads: int | None) -> int:
     return threads
 
 
+def check_sharing(sharing: str | None) -> None:
+    """Raise unless it is one of :data:`SHARING`, or ``None``.
+
+    Raises:
+        ConfigError: if it is another.
+    """
+    if sharing is not None and sharing not in SHARING:
+        raise ConfigError(f"unknown sharing {sharing!r}; {suggest(sharing, SHARING)}")
+
+
+def sharing_of(gradients: int, activations: int, threads: int) -> str:
+    """What ``threads`` threads share, by the rule above.
+
+    Args:
+        gradients: bytes of one set.
+        activations: bytes that a whole batch keeps for its backward.
+        threads: how many.
+    """
+    return "operations" if threads > 1 and threads * gradients > activations else "batch"
+
+
 def _quietly(task: Callable[[], Any]) -> Any:
     with np.errstate(all="ignore"):  # of this thread
         return task()
 
 
 class Workers:
-    """``threads`` threads that run independent functions; one thread runs them in turn without a pool.
+    """``threads`` threads that run independent functions, the calling one among them; one thread runs them in turn.
 
     Use it as a context manager, which ends the threads (a later run starts new ones), and each step inside
     :meth:`step`.
+
+    Args:
+        backend: whose operations run.
+        threads: how many.
+        sharing: what of a step they share, one of :data:`SHARING`.
     """
 
-    def __init__(self, backend: Backend, threads: int) -> None:
-        self.threads = threads
-        self._limit = backend.shares_batch
-        self._pool: ThreadPoolExecutor | None = None
+    def __init__(self, backend: Backend, threads: int, sharing: str = "batch") -> None:
+        self.threads, self.sharing = threads, sharing
+        self._backend, self._limit = backend, backend.shares_batch
+        self._inboxes: list[SimpleQueue[_Work | None]] = []
+        self._helpers: list[threading.Thread] = []
+        self._busy = False
 
     def __enter__(self) -> Workers:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown()
-            self._pool = None
+        for inbox in self._inboxes:
+            inbox.put(None)
+        for helper in self._helpers:
+            helper.join()
+        self._inboxes, self._helpers = [], []
 
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:
-        """BLAS works single-threaded inside; what was set before is restored after, also after an error."""
+        """BLAS works single-threaded inside; what was set before is restored after, also after an error.
+
+        Where operations are shared, those that the calling thread runs inside are.
+        """
         if not self._limit:
             yield
             return
-        with _controller().limit(limits=1, user_api="blas"):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_controller().limit(limits=1, user_api="blas"))
+            if self.sharing == "operations" and self.threads > 1:
+                stack.enter_context(self._backend.sharing_operations(self.run, self.threads))
             yield
 
     def run(self, tasks: Iterable[Callable[[], Any]]) -> list[Any]:
         """Results in the order of the tasks; all have ended when it returns, and the first error is raised.
 
-        NumPy does not warn inside: a number that is not finite is found, named and raised by the step.
+        NumPy does not warn inside: a number that is not finite is found, named and raised by the step.  Inside of a
+        task it runs in turn.
         """
-        if self.threads == 1:
-            return [_quietly(task) for task in tasks]
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="xpformer")
-        futures = [self._pool.submit(_quietly, task) for task in tasks]
-        results, first_error = [], None
-        for future in futures:
+        todo = list(tasks)
+        if self.threads == 1 or len(todo) < 2 or self._busy:
+            return [_quietly(task) for task in todo]
+        if not self._helpers:
+            self._begin()
+        work = _Work(todo)
+        asked = self._inboxes[: len(todo) - 1]
+        self._busy = True
+        try:
+            for inbox in asked:
+                inbox.put(work)
+            work.do()
+        finally:
+            for _ in asked:
+                work.ended.get()
+            self._busy = False
+        return work.results()
+
+    def _begin(self) -> None:
+        self._inboxes = [SimpleQueue() for _ in range(self.threads - 1)]
+        self._helpers = [
+            threading.Thread(target=_help, args=(inbox,), name=f"xpformer_{i + 1}", daemon=True)
+            for i, inbox in enumerate(self._inboxes)
+        ]
+        for helper in self._helpers:
+            helper.start()
+
+
+class _Work:
+    """Tasks that several threads take from."""
+
+    def __init__(self, tasks: list[Callable[[], Any]]) -> None:
+        self.ended: SimpleQueue[None] = SimpleQueue()
+        self._left = deque(enumerate(tasks))
+        self._done: dict[int, Any] = {}
+        self._errors: dict[int, BaseException] = {}
+
+    def do(self) -> None:
+        """Take tasks until none is left."""
+        while True:
             try:
-                results.append(future.result())
+                i, task = self._left.popleft()
+            except IndexError:
+                return
+            try:
+                self._done[i] = _quietly(task)
             except BaseException as error:
-                first_error = first_error or error
-        if first_error is not None:
-            raise first_error
-        return results
+                self._errors[i] = error
+
+    def results(self) -> list[Any]:
+        """In the order of the tasks; raises the first error."""
+        if self._errors:
+            raise self._errors[min(self._errors)]
+        return [self._done[i] for i in range(len(self._done))]
+
+
+def _help(inbox: SimpleQueue[_Work | None]) -> None:
+    while (work := inbox.get()) is not None:
+        work.do()
+        work.ended.put(None)
+        del work  # what it holds shall not wait for the next one

@@ -63,6 +63,7 @@ class Options:
     out: Path | None = None
     grow_from: Path | None = None
     matmul_precision: str = "highest"
+    sharing: str | None = None
     start_from: Path | None = None
 
     def __post_init__(self) -> None:
@@ -252,7 +253,10 @@ def make_trainer(
         model.load_state(grown, str(options.grow_from))
     batches = task.batches(settings, data, seed=options.seed, dtype=options.dtype)
     objective = task.objective(settings)
-    return Trainer(model, batches, settings.train, seed=options.seed, threads=options.threads, objective=objective)
+    return Trainer(
+        model, batches, settings.train, seed=options.seed, threads=options.threads, sharing=options.sharing,
+        objective=objective,
+    )  # fmt: skip
 
 
 def _fit(recipe: Recipe, unchanged: Any, settings: Any, data: AnyData) -> Any:
@@ -348,6 +352,7 @@ def start(
         "matmul_precision": backend.matmul_precision,
         "pairs": backend.replaced(),
         "threads": threads,
+        "sharing": trainer.sharing,
         "parameters": trainer.model.count_parameters(),
         "steps": trainer.total_steps,
         "data": data.hashes(),
@@ -368,6 +373,7 @@ def resume(
     backend: str | None = None,
     matmul_precision: str | None = None,
     threads: int | None = None,
+    sharing: str | None = None,
     data: Path | None = None,
 ) -> tuple[Session, list[str]]:
     """Go on with a run from its newest good checkpoint.
@@ -385,10 +391,14 @@ def resume(
     stored = run.manifest.get("threads")
     if threads is None and used.shares_batch and isinstance(stored, int):
         threads = stored
+    if sharing is None and threads == stored:
+        sharing = run.manifest.get("sharing", "batch")
     began = any(run.checkpoints.glob("step_*"))
     sources = (config.get(key) for key in ("grown_from", "started_from"))
     grown, started = (None if began or not source else Path(source) for source in sources)
-    options = Options(spec, config["dtype"], config["seed"], threads, data, Path(path), grown, precision, started)
+    options = Options(
+        spec, config["dtype"], config["seed"], threads, data, Path(path), grown, precision, sharing, started
+    )
     saved, notes = checkpoint.newest(run.checkpoints) if began else (None, [])
     loaded = load_data(run, recipe, settings, config, saved, data)
     begun = _opened(started)
@@ -400,9 +410,10 @@ def resume(
         "matmul_precision": used.matmul_precision,
         "pairs": {k: list(v) for k, v in used.replaced().items()},
         "threads": trainer.threads,
+        "sharing": trainer.sharing,
     }
-    before = {"matmul_precision": "highest", **run.manifest}
-    keys = ("xpformer", "numpy", "backend", "matmul_precision", "pairs", "threads", "cpu")
+    before = {"matmul_precision": "highest", "sharing": "batch", **run.manifest}
+    keys = ("xpformer", "numpy", "backend", "matmul_precision", "pairs", "threads", "sharing", "cpu")
     changed = [key.replace("_", " ") for key in keys if now[key] != before.get(key)]
     between = sorted(_backends_between(run) - {str(run.manifest.get("backend"))})
     if changed:

@@ -13,11 +13,12 @@ from typing import Any, Protocol
 
 import msgspec
 
-from xpformer.array import HostArray
+from xpformer.array import HostArray, spans
 from xpformer.errors import CheckpointError, NonFiniteError
 from xpformer.interop.families import adopted, published
 from xpformer.layers import Context, Layer, Observer
-from xpformer.optim import clip_scale, global_norm, spans
+from xpformer.memory import bytes_of
+from xpformer.optim import clip_scale, global_norm
 from xpformer.parameters import check_names
 from xpformer.rng import Rng
 from xpformer.training import checkpoint
@@ -25,7 +26,7 @@ from xpformer.training.config import TrainConfig
 from xpformer.training.metrics import Result
 from xpformer.training.nonfinite import FirstNonFinite
 from xpformer.training.objective import Classification, Objective, Tally
-from xpformer.training.parallel import Workers, thread_count
+from xpformer.training.parallel import Workers, check_sharing, sharing_of, thread_count
 
 
 class Batches(Protocol):
@@ -53,6 +54,14 @@ class Batches(Protocol):
 
     def held(self, split: str, start: int, stop: int) -> tuple[HostArray, HostArray]:
         """Inputs and targets ``start`` to ``stop`` of a split, in its order."""
+
+
+PHASES = ("shares", "sum", "norm", "optimizer", "average", "read")
+"""The parts of a step that an observer is told of: the threads' shares of the batch, the sum of their gradients, its
+norm and the check of it, the update, the average of the weights, and reading the loss."""
+SHARE_PHASES = ("gradients", "data", "model", "done")
+"""The parts of a thread's share: its slots of gradients, its samples, forward and backward with the loss, its end."""
+_UNSEEN = Observer()
 
 
 @dataclass(frozen=True)
@@ -91,7 +100,9 @@ class Trainer:
         batches: the data.
         config: how.
         seed: of order, masks and augmentation.
-        threads: how many share a batch; default: the CPUs this process may use on NumPy, else 1.
+        threads: how many compute; default: the CPUs this process may use on NumPy, else 1.
+        sharing: what they share, ``batch`` or ``operations``; default: by the rule of
+            :mod:`xpformer.training.parallel`.
         observer: sees every operation (of all threads: it then runs in each).
         objective: what is made small; default: :class:`Classification`.
 
@@ -108,19 +119,23 @@ class Trainer:
         *,
         seed: int = 0,
         threads: int | None = None,
+        sharing: str | None = None,
         observer: Observer | None = None,
         objective: Objective | None = None,
     ) -> None:
+        check_sharing(sharing)
         self.model, self.batches, self.config, self.seed, self.observer = model, batches, config, seed, observer
         self.backend, self.store = model.backend, model.store
         self.threads = thread_count(self.backend, threads)
-        self.workers = Workers(self.backend, self.threads)
         self.objective: Objective = objective or Classification(config.label_smoothing)
         self.optimizer = config.make_optimizer(self.store)
         self.ema = config.make_ema(self.store)
         self.total_steps = config.total_steps(batches.steps_per_epoch)
         self.schedule = config.make_schedule(self.total_steps)
-        self.gradients = [model.gradients() for _ in range(self.threads)]
+        self.gradients = [model.gradients()]
+        self.sharing = sharing or self._choose_sharing()
+        self.gradients += [model.gradients() for _ in self._shares()[1:]]
+        self.workers = Workers(self.backend, self.threads, self.sharing)
         self.progress = Progress()
         self._finite: Any = True
         self._good: Any = 0
@@ -131,6 +146,23 @@ class Trainer:
 
     def __exit__(self, *_error: object) -> None:
         self.workers.__exit__()
+
+    def _shares(self) -> list[slice]:
+        """The samples of a batch, one part for each pass through the model."""
+        return spans(self.batches.batch_size, self.threads if self.sharing == "batch" else 1)
+
+    def _choose_sharing(self) -> str:
+        """By the bytes that one sample keeps for its backward."""
+        if self.threads == 1:
+            return "batch"
+        host_x, _ = self.batches.train(0, 0, 1)
+        ctx = Context(self.backend, rng=Rng(self.seed, 0), grads=self.gradients[0], recompute=self.config.recompute)
+        with Workers(self.backend, 1).step():
+            self.model.forward(_to_device(self.model, host_x), ctx)
+        held = [segment.data for segment in self.store.segments]
+        kept = bytes_of([entry.saved for entry in ctx.tape or ()], held) * self.batches.batch_size
+        gradients = sum(segment.nbytes for segment in self.gradients[0].segments if segment is not None)
+        return sharing_of(gradients, kept, self.threads)
 
     # ---- one step ---------------------------------------------------------------------------------------------------
 
@@ -146,17 +178,24 @@ class Trainer:
         start = time.perf_counter()
         index = self.progress.step
         lr = self.schedule(index)
+        phase = (self.observer or _UNSEEN).phase
+        phase("shares")
         with self.workers.step():
             tallies = self._forward_backward(index, self.observer)
+            phase("sum")
             total = Tally(sum(t.loss for t in tallies), sum(t.correct for t in tallies))
             segments = self._reduce()
+            phase("norm")
             norm = global_norm(self.store, segments, run=self.workers.run, parts=self.threads)
             finite = self._check(total.loss, norm, index)
             scale = clip_scale(norm, self.config.clip) if self.config.clip else 1.0
             run, parts = self.workers.run, self.threads
+            phase("optimizer")
             self.optimizer.step(segments, lr=lr, step=index + 1, scale=scale, finite=finite, run=run, parts=parts)
             if self.ema is not None:
+                phase("average")
                 self.ema.update(index + 1, finite=finite, run=run, parts=parts)
+            phase("read")
         self.progress.step = index + 1
         if not read:
             return StepResult(index + 1, math.nan, math.nan, lr, math.nan, time.perf_counter() - start)
@@ -166,21 +205,29 @@ class Trainer:
 
     def _forward_backward(self, index: int, observer: Observer | None) -> list[Tally]:
         """Every thread's share of the batch of step ``index``, its gradients in the thread's slots."""
-        shares = spans(self.batches.batch_size, self.threads)
+        shares = self._shares()
+        phase = (observer or _UNSEEN).phase
 
         def share(worker: int) -> Callable[[], list[Tally]]:
             def work() -> list[Tally]:
                 gradients, whole = self.gradients[worker], shares[worker]
+                phase("gradients")
                 gradients.reset()
                 tallies = []
                 for part in spans(whole.stop - whole.start, self.config.accumulate):
+                    phase("data")
                     first, last = whole.start + part.start, whole.start + part.stop
                     host_x, host_y = self.batches.train(index, first, last)
                     x, y = _to_device(self.model, host_x), self.backend.asarray(host_y)
+                    phase("model")
                     rng = Rng(self.seed, index, first)
-                    ctx = Context(self.backend, rng=rng, grads=gradients, observer=observer)
+                    ctx = Context(
+                        self.backend, rng=rng, grads=gradients, observer=observer, recompute=self.config.recompute
+                    )
                     tallies.append(self.objective.forward_backward(self.model, x, y, ctx, self.batches.targets))
+                phase("gradients")
                 gradients.finish()
+                phase("done")
                 return tallies
 
             return work
@@ -189,7 +236,7 @@ class Trainer:
 
     def _reduce(self) -> list[Any]:
         """The sum of the threads' gradients, in the first thread's segments."""
-        used = self.gradients[: len(spans(self.batches.batch_size, self.threads))]
+        used = self.gradients[: len(self._shares())]
         total, others = used[0].segments, [g.segments for g in used[1:]]
 
         def add(i: int, span: slice) -> Callable[[], None]:

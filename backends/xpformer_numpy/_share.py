@@ -1,0 +1,80 @@
+"""One operation's rows on several threads, where training shares operations and not the batch.
+
+Each thread multiplies with single-threaded BLAS in both ways of sharing: so nothing is ever started twice, no library's
+own threads wait actively for ours, and the bits are a function of the number of threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from xpformer.array import spans
+from xpformer.backend import Runner
+from xpformer_numpy._common import Floats, blocks
+
+LEAST = 16384
+"""Elements that a thread must have to do: fewer are done before another thread has begun."""
+
+
+class _Team(threading.local):
+    """Of the thread that computes a whole batch; all others have no one to share with."""
+
+    run: Runner | None = None
+    threads: int = 1
+
+
+_team = _Team()
+
+
+@contextlib.contextmanager
+def sharing(run: Runner, threads: int) -> Iterator[None]:
+    """Operations that this thread calls inside are shared by ``threads`` threads."""
+    before = _team.run, _team.threads
+    _team.run, _team.threads = run, threads
+    try:
+        yield
+    finally:
+        _team.run, _team.threads = before
+
+
+def parts(count: int, width: int = 1) -> list[slice]:
+    """``count`` rows of ``width`` elements in one contiguous part a thread."""
+    useful = min(_team.threads, count * width // LEAST)
+    return spans(count, useful) if useful > 1 else [slice(0, count)]
+
+
+def in_parts(work: Callable[[slice], Any], count: int, width: int = 1) -> list[Any]:
+    """``work`` of each of the :func:`parts`, whose results come in their order."""
+    shares = parts(count, width)
+    if len(shares) == 1 or _team.run is None:
+        return [work(share) for share in shares]
+    return _team.run([partial(work, share) for share in shares])
+
+
+def in_blocks(work: Callable[[slice], Any], count: int, width: int = 1) -> None:
+    """``work`` of blocks of rows that stay in the cache, the blocks shared by the threads."""
+
+    def part(share: slice) -> None:
+        for block in blocks(share.stop - share.start, width):
+            work(slice(share.start + block.start, min(share.start + block.stop, share.stop)))
+
+    in_parts(part, count, width)
+
+
+def product(a: Any, b: Any, out: Floats | None = None) -> Floats:
+    """``a @ b`` of two matrices; of the longer axis of the result each thread has a part."""
+    rows, columns = a.shape[0], b.shape[1]
+    if out is None:
+        out = np.empty((rows, columns), a.dtype)
+    y = out
+    if rows >= columns:
+        in_parts(lambda s: np.matmul(a[s], b, out=y[s]), rows, a.shape[1] * columns)
+    else:
+        in_parts(lambda s: np.matmul(a, b[:, s], out=y[:, s]), columns, a.shape[1] * rows)
+    return y

@@ -1,0 +1,24 @@
+"""Pairs and kernels whose loops Numba compiles, for float32: what NumPy's calls do in many passes is done in one.
+
+They are the backend ``numpy:fast``, of the extra ``fast``.  Where one of them does not cover, that of
+:mod:`xpformer_numpy` runs.
+"""
+
+from xpformer.functional._op import Pair
+from xpformer_numpy.fast import activations, attention, dropout, embedding, losses, norms, rotary
+from xpformer_numpy.fast.kernels import KERNELS
+
+__all__ = ["KERNELS", "PAIRS"]
+
+PAIRS: dict[str, Pair] = {
+    "attention": attention.PAIR,
+    "bias_gelu": activations.BIAS_GELU,
+    "cross_entropy": losses.PAIR,
+    "dropout": dropout.PAIR,
+    "embedding": embedding.PAIR,
+    "gelu": activations.GELU,
+    "layer_norm": norms.LAYER_NORM,
+    "rms_norm": norms.RMS_NORM,
+    "rotary": rotary.PAIR,
+    "swiglu": activations.SWIGLU,
+}

@@ -1,0 +1,72 @@
+"""How the loops of :mod:`xpformer_numpy.fast.loops` are compiled.
+
+- **Serial, and without the interpreter's lock**: the threads are those of training.  Numba's own would fight with them.
+- **When first called**, for one signature, and kept on disk beside the source (or in the user's cache).
+- **Reordered sums** (``reassoc``), so that they are vectorized; numbers that are not finite stay what they are (neither
+  ``nnan`` nor ``ninf``).
+- Arrays that are only read are declared so, and then may be read-only: one signature fits all.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+Loop = Callable[..., Any]
+
+OPTIONS: dict[str, Any] = {
+    "nogil": True,
+    "cache": True,
+    "error_model": "numpy",
+    "fastmath": {"contract", "reassoc", "arcp", "nsz"},
+}
+
+
+def reads(dimensions: int, dtype: Any = types.float32) -> Any:
+    """The type of an array that is only read."""
+    return types.Array(dtype, dimensions, "C", readonly=True)
+
+
+def writes(dimensions: int, dtype: Any = types.float32) -> Any:
+    """The type of an array that is written."""
+    return types.Array(dtype, dimensions, "C")
+
+
+def loop(*signature: Any) -> Callable[[Loop], Loop]:
+    """Compile a function for these types when it is first called."""
+
+    def decorate(function: Loop) -> Loop:
+        lock, compiled = threading.Lock(), None
+
+        def call(*arguments: Any) -> Any:
+            nonlocal compiled
+            if compiled is None:
+                with lock:
+                    compiled = compiled or njit(signature, **OPTIONS)(function)
+            return compiled(*arguments)
+
+        return call
+
+    return decorate
+
+
+inlined = njit(**OPTIONS | {"fastmath": {"contract", "nsz"}})
+"""A function of numbers, for use in loops, where LLVM inlines it; nothing in it is reordered."""
+
+rounded = njit(**OPTIONS | {"fastmath": False})
+"""As :data:`inlined`, and a product in it is rounded before it is added to something, never fused with the addition."""
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def float_of_bits(_context: Any, _bits: Any) -> Any:
+    """The float32 number of 32 bits given as an int32."""
+
+    def code(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.FloatType())
+
+    return types.float32(types.int32), code

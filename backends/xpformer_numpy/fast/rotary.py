@@ -1,0 +1,44 @@
+"""Rotary positions, one compiled loop over the heads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from xpformer.array import Array
+from xpformer.functional._op import Need, Pair, needs
+from xpformer.functional.rotary import RotarySaved, angles
+from xpformer_numpy import rotary
+from xpformer_numpy._common import Floats
+from xpformer_numpy.fast import loops
+from xpformer_numpy.fast._arrays import are_float32, contiguous
+
+
+def covers(x: Array, positions: Array, *, base: float = 10000.0) -> bool:
+    """What the blocked pair covers, in float32."""
+    return are_float32(x) and rotary.covers(x, positions, base=base)
+
+
+def _turned(x: Any, saved: RotarySaved, sign: float) -> Floats:
+    """x (..., T, H, d), the angles' (..., T, 1, d/2) or of fewer leading axes."""
+    *leading, heads, width = x.shape
+    shape = (*leading, width // 2)
+    cosine, sine = (contiguous(np.broadcast_to(a[..., 0, :], shape)).reshape(-1, width // 2) for a in saved)
+    y = np.empty(x.shape, np.float32)
+    loops.turn(contiguous(x).reshape(-1, heads, width), cosine, sine, sign, y.reshape(-1, heads, width))
+    return y
+
+
+def forward(x: Any, positions: Any, *, base: float = 10000.0) -> tuple[Array, RotarySaved]:
+    """Each head turned by its token's position."""
+    saved = angles(x, positions, base)
+    return _turned(x, saved, 1.0), saved
+
+
+def backward(dy: Any, saved: RotarySaved, *, need: Need = None) -> tuple[Array | None, None]:
+    """``dx``: dy turned back."""
+    return (_turned(dy, saved, -1.0) if needs(need, "x") else None), None
+
+
+PAIR = Pair(forward, backward, "numba", covers)
