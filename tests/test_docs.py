@@ -100,6 +100,18 @@ def test_the_tutorials_program_prints_what_the_page_shows() -> None:
     assert done.stdout == "".join(output for _, output in steps)
 
 
+def test_the_program_of_fine_tuning_runs(tmp_path: Path) -> None:
+    marked = re.search(r"<!-- finetune -->\s+```python\n(.*?)```", read(ROOT / "docs" / "finetune.md"), re.DOTALL)
+    assert marked is not None
+    before = f'import numpy as np\nimport os\nos.chdir("{tmp_path}")\nimages = np.ones((2, 1, 6, 6), np.float32)\n'
+    make = 'from xpformer import ViT, ViTConfig\nViT(ViTConfig.preset("tiny")).to("numpy").save_pretrained("DIR")\n'
+    done = python(
+        before + make + marked[1] + "assert model.from_pretrained('OUT').state().keys() < model.state().keys()"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "155 of 1,363 parameters learn\n"
+
+
 STEP = """
 import numpy as np
 from xpformer import Context, Rng, ViT, ViTConfig
@@ -196,8 +208,19 @@ ROOMS = {
     "data": {"data"},
     "layers": {"layers", "functional", "parameters", "initializers", "backend"},
     "optim": {"optim", "functional", "parameters", "backend"},
-    "models": {"models", "layers", "functional", "parameters", "initializers", "backend"},
-    "training": {"training", "models", "layers", "optim", "functional", "data", "parameters", "backend"},
+    "models": {"models", "layers", "functional", "parameters", "initializers", "backend", "interop"},
+    "training": {
+        "training",
+        "models",
+        "layers",
+        "optim",
+        "functional",
+        "data",
+        "parameters",
+        "backend",
+        "interop",
+        "memory",
+    },
 }
 """Which rooms of docs/design.md may import which; array, errors and rng are for all."""
 NO_NUMPY = ("functional", "layers", "models", "optim")

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from xpformer.backend import Backend, get_backend
+    from xpformer.interop.pretrained import load
     from xpformer.layers import Context, Gradients, Layer, Observer, Parameter
     from xpformer.models.gpt import GPT, GPTConfig
+    from xpformer.models.tuning import Tuning, tune
     from xpformer.models.vit import ViT, ViTConfig
     from xpformer.rng import Rng
     from xpformer.training.config import TrainConfig
@@ -27,6 +29,7 @@ _HOMES = {
     "Layer": "xpformer.layers",
     "Observer": "xpformer.layers",
     "Parameter": "xpformer.layers",
+    "load": "xpformer.interop.pretrained",
     "Rng": "xpformer.rng",
     "TrainConfig": "xpformer.training.config",
     "Trainer": "xpformer.training.trainer",
@@ -34,6 +37,8 @@ _HOMES = {
     "GPTConfig": "xpformer.models.gpt",
     "ViT": "xpformer.models.vit",
     "ViTConfig": "xpformer.models.vit",
+    "Tuning": "xpformer.models.tuning",
+    "tune": "xpformer.models.tuning",
 }
 
 __all__ = [
@@ -48,10 +53,13 @@ __all__ = [
     "Rng",
     "TrainConfig",
     "Trainer",
+    "Tuning",
     "ViT",
     "ViTConfig",
     "__version__",
     "get_backend",
+    "load",
+    "tune",
 ]
 
 

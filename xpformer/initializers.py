@@ -85,3 +85,31 @@ def position_table(kind: str, grid: tuple[int, int], dim: int, *, token: bool) -
         return sincos1d(rows * columns + token, dim)
     fixed = sincos2d(rows, columns, dim)
     return np.concatenate([np.zeros((1, dim)), fixed]) if token else fixed
+
+
+def resize_positions(table: np.ndarray, old: tuple[int, int], new: tuple[int, int], *, token: bool) -> np.ndarray:
+    """A learned table (tokens, dim) of a grid of ``old`` rows and columns for one of ``new``; a class token stays.
+
+    Bicubic as torch's ``interpolate(..., mode="bicubic", align_corners=False)``, and so as transformers does it.
+    """
+    front, grid = table[: int(token)], np.reshape(table[int(token) :], (*old, table.shape[1])).astype(np.float64)
+    rows, columns = (bicubic(a, b) for a, b in zip(old, new, strict=True))
+    resized = np.einsum("ra,cb,abd->rcd", rows, columns, grid, optimize=True)
+    return np.concatenate([front, np.reshape(resized, (-1, table.shape[1])).astype(table.dtype)])
+
+
+def bicubic(old: int, new: int) -> np.ndarray:
+    """(new, old): the weights of the old points in each new one (Keys 1981, equation 4, with a = -0.75).
+
+    New point i lies at (i + 1/2) old / new - 1/2 and takes the four points around it; beyond an edge that of the edge.
+    """
+    a = -0.75
+    place = (np.arange(new) + 0.5) * (old / new) - 0.5
+    weights = np.zeros((new, old))
+    for tap in range(-1, 3):
+        point = np.floor(place) + tap
+        x = np.abs(place - point)
+        near = ((a + 2) * x - (a + 3)) * x * x + 1
+        far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+        np.add.at(weights, (np.arange(new), np.clip(point, 0, old - 1).astype(int)), np.where(x <= 1, near, far))
+    return weights

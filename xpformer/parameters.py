@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 Initializer = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 """Draws the initial values on the host: ``(generator, shape) -> array``."""
 
-Values = Callable[[str], np.ndarray] | Mapping[str, np.ndarray]
-"""Host arrays by the names of parameters."""
+Shape = tuple[int, ...]
 
 
 class Parameter:
@@ -121,7 +120,7 @@ class ParameterStore:
         parameters: Mapping[str, Parameter],
         backend: Backend,
         dtype: str,
-        values: Values,
+        values: Callable[[str], np.ndarray],
     ) -> None:
         self.backend = backend
         self.dtype = dtype
@@ -147,7 +146,7 @@ class ParameterStore:
         flat = np.empty(sum(p.size for p in members), self.dtype)
         for p in members:
             slot = self.slots[p.name]
-            flat[slot.start : slot.stop] = np.ravel(values(p.name) if callable(values) else values[p.name])
+            flat[slot.start : slot.stop] = np.ravel(values(p.name))
         return flat
 
     def bind(self) -> None:
@@ -182,7 +181,7 @@ class ParameterStore:
     def flatten(self, values: Mapping[str, np.ndarray], what: str) -> list[np.ndarray]:
         """Host arrays by name as one flat host array a segment; names and shapes must fit exactly."""
         check_names(self.parameters, values, what)
-        return [self._flat(s.parameters, values) for s in self.segments]
+        return [self._flat(s.parameters, values.__getitem__) for s in self.segments]
 
     def load(self, values: Mapping[str, np.ndarray], what: str = "weights") -> None:
         """Take the parameters from host arrays.
@@ -196,7 +195,13 @@ class ParameterStore:
 
 def check_names(parameters: Mapping[str, Parameter], values: Mapping[str, np.ndarray], what: str) -> None:
     """Raise unless ``values`` has exactly the names and shapes of ``parameters``."""
-    missing, unknown = parameters.keys() - values.keys(), values.keys() - parameters.keys()
+    expected = {name: p.shape for name, p in parameters.items()}
+    check_shapes(expected, {name: tuple(a.shape) for name, a in values.items()}, what)
+
+
+def check_shapes(expected: Mapping[str, Shape], found: Mapping[str, Shape], what: str) -> None:
+    """Raise :class:`CheckpointError` unless these are the same names with the same shapes."""
+    missing, unknown = expected.keys() - found.keys(), found.keys() - expected.keys()
     if missing or unknown:
         parts = [
             f"{len(names)} {kind} ({', '.join(sorted(names)[:5])}{', ...' if len(names) > 5 else ''})"
@@ -204,9 +209,9 @@ def check_names(parameters: Mapping[str, Parameter], values: Mapping[str, np.nda
             if names
         ]
         raise CheckpointError(f"{what} do not belong to this model: {', '.join(parts)}")
-    for name, parameter in parameters.items():
-        if tuple(values[name].shape) != parameter.shape:
-            raise CheckpointError(f"{what}: {name} has shape {tuple(values[name].shape)}, the model {parameter.shape}")
+    for name, shape in expected.items():
+        if found[name] != shape:
+            raise CheckpointError(f"{what}: {name} has shape {found[name]}, the model {shape}")
 
 
 def initial_values(parameters: Mapping[str, Parameter], seed: int) -> Callable[[str], np.ndarray]:

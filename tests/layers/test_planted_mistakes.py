@@ -13,7 +13,7 @@ from xpformer.analysis.gradient_check import check_layer, failures
 from xpformer.backend import Backend
 from xpformer.errors import TapeError
 from xpformer.functional import split_heads
-from xpformer.layers import MLP, Block, Context, Dropout, DropPath, Layer, MultiHeadAttention, TiedHead
+from xpformer.layers import MLP, Block, Context, Dropout, DropPath, Layer, Linear, LoRA, MultiHeadAttention, TiedHead
 from xpformer.models.gpt import GPT, GPTConfig
 from xpformer.parameters import Gradients
 
@@ -63,6 +63,29 @@ class AddedTheGivenGradient(Block):
 def test_residual_branch_forgotten(portable: Backend, block: type[Block]) -> None:
     assert found(normal(lambda: Block(6, 2, 7), 3, 4, 6), portable) == ""
     assert "finite difference of x" in found(normal(lambda: block(6, 2, 7), 3, 4, 6), portable)
+
+
+class ForgotTheScale(LoRA):
+    """The gradient of the difference counts once, not alpha / r times."""
+
+    def backward(self, dy: Any, ctx: Context) -> Any:
+        scale, self.scale = self.scale, 1.0
+        dx = super().backward(dy, ctx)
+        self.scale = scale
+        return dx
+
+
+class ForgotTheDifference(LoRA):
+    """The input's gradient passes through the frozen weight alone."""
+
+    def backward(self, dy: Any, ctx: Context) -> Any:
+        return super().backward(dy, ctx) - (self.scale * dy @ self.lora_b.data.mT) @ self.lora_a.data.mT
+
+
+@pytest.mark.parametrize("lora", [ForgotTheScale, ForgotTheDifference])
+def test_low_rank_difference(portable: Backend, lora: type[LoRA]) -> None:
+    assert found(normal(lambda: LoRA(Linear(5, 6), 2, 3.0), 3, 4, 5), portable) == ""
+    assert "finite difference of x" in found(normal(lambda: lora(Linear(5, 6), 2, 3.0), 3, 4, 5), portable)
 
 
 class ForgotTheEmbedding(GPT):

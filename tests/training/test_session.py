@@ -21,6 +21,7 @@ from xpformer.backend import Backend, Status, get_backend
 from xpformer.cli.progress import headline
 from xpformer.data.batches import ImageBatches
 from xpformer.errors import BackendError, CheckpointError, ConfigError, DataError, RunError
+from xpformer.interop.families import adopted
 from xpformer.training import checkpoint, fs
 from xpformer.training.log import Log
 from xpformer.training.metrics import Evaluation
@@ -59,7 +60,7 @@ def test_the_directory_of_a_run(tmp_path: Path) -> None:
     assert sorted(p.name for p in path.iterdir()) == names  # and no __pycache__
     assert (path / "recipe.py").read_bytes() == (tmp_path / "bands.py").read_bytes()
     assert steps(session.run) == [3, 6]
-    stored = {"MANIFEST.json", "config.json", "preprocessor.json", "state.json"}
+    stored = {"MANIFEST.json", "config.json", "preprocessor.json", "preprocessor_config.json", "state.json"}
     tensors = {"model.safetensors", "optimizer.safetensors", "training.safetensors"}
     assert {p.name for p in (path / "checkpoints" / "step_00000006").iterdir()} == stored | tensors
     events = [(r["event"], r["step"]) for r in Log.read(path / "log.jsonl")]
@@ -112,9 +113,10 @@ def test_the_documents_of_a_checkpoint(tmp_path: Path) -> None:
     documents = checkpoint.newest(session.run.checkpoints)[0].documents
     model = documents["config.json"]
     assert isinstance(model, dict)
-    assert model["model_type"] == "xpformer-vit"
-    assert model["class_names"] == ["top", "middle", "bottom"]
-    assert model["dim"] == 8
+    assert model["model_type"] == "vit"
+    assert model["id2label"] == {"0": "top", "1": "middle", "2": "bottom"}
+    assert model["hidden_size"] == 8
+    assert model["xpformer"]["drop_path"] == 0.1
     assert documents["preprocessor.json"] == {"mean": [0.4], "std": [0.2], "image_shape": [1, 6, 6]}
     state = documents["state.json"]
     assert isinstance(state, dict)
@@ -279,14 +281,15 @@ def test_averaged_weights_are_evaluated_and_published_and_raw_ones_go_on(tmp_pat
     assert same_arrays(weights(session), raw[-1])
     saved = checkpoint.newest(session.run.checkpoints)[0]
     assert same_arrays(saved.tensors["training"], raw[-1])
-    for name, value in saved.tensors["model"].items():
+    model = adopted(saved.documents["config.json"], trainer.model, saved.tensors["model"], "")
+    for name, value in model.items():
         assert np.allclose(value, average[name], rtol=1e-5, atol=1e-6), name
-    assert not np.allclose(saved.tensors["model"]["norm.weight"], raw[-1]["norm.weight"], atol=1e-4)
+    assert not np.allclose(model["norm.weight"], raw[-1]["norm.weight"], atol=1e-4)
     trained = load_trained(session.run.path)
-    assert same_arrays(trained.model.state(), saved.tensors["model"])
+    assert same_arrays(trained.model.state(), model)
     logged = records(session.run, "evaluation")[-1]
     with trainer.averaged_weights():
-        assert same_arrays(weights(session), saved.tensors["model"])
+        assert same_arrays(weights(session), model)
         inside = evaluate(trainer.model, trainer.batches, "validation", trainer.workers)
     assert inside.loss == logged["loss"] == evaluate_run(trained, "val", trained.data()).loss
     assert evaluate(trainer.model, trainer.batches, "validation", trainer.workers).loss != logged["loss"]
@@ -298,7 +301,8 @@ def test_without_an_average_the_weights_are_published(tmp_path: Path) -> None:
     session.train()
     saved = checkpoint.newest(session.run.checkpoints)[0]
     assert saved.tensors.keys() == {"model", "optimizer"}
-    assert same_arrays(saved.tensors["model"], weights(session))
+    model = adopted(saved.documents["config.json"], session.trainer.model, saved.tensors["model"], "")
+    assert same_arrays(model, weights(session))
 
 
 def test_training_never_touches_the_test_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -494,7 +498,7 @@ def foreign(session: Session, tmp_path: Path, **changes: Any) -> Path:
     ("changes", "match"),
     [
         ({"seed": 1}, "its seed is 1, this run's 0"),
-        ({"depth": 2}, r"do not belong to this model: \d+ unknown \(blocks\.1\."),
+        ({"depth": 2}, r"do not belong to this model: \d+ unknown \(vit\.encoder\.layer\.1\."),
         ({"dim": 16}, r"has shape \(.*\), the model \("),
         ({"ema": 0}, "holds model, optimizer; this run needs model, optimizer, training"),
         ({"optimizer": "sgd"}, "the optimizer has no moment 'momentum"),
@@ -520,12 +524,12 @@ def test_an_average_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:
     session = begin(tmp_path, *STEPS)
     session.train(max_steps=3)
     saved = checkpoint.newest(session.run.checkpoints)[0]
-    del saved.tensors["model"]["norm.bias"]
+    del saved.tensors["model"]["vit.layernorm.bias"]
     for group in ("training", "optimizer"):
         for array in saved.tensors[group].values():
             array[...] = 7
     state = session.trainer.tensors()
-    with pytest.raises(CheckpointError, match=r"1 missing \(norm\.bias\)"):
+    with pytest.raises(CheckpointError, match=r"1 missing \(vit\.layernorm\.bias\)"):
         session.trainer.restore(saved)
     for group, tensors in session.trainer.tensors().items():
         assert same_arrays(tensors, state[group])

@@ -24,6 +24,7 @@ from xpformer.layers import (
     Layer,
     LayerNorm,
     Linear,
+    LoRA,
     MultiHeadAttention,
     NoNorm,
     Pool,
@@ -71,6 +72,8 @@ _STEM = {"embedding": "stem", "stem_channels": (4, 5), "stem_strides": (2, 1, 2)
 LAYERS: dict[str, LayerCase] = {
     "Linear": _normal(lambda: Linear(4, 5), 2, 3, 4),
     "Linear, no bias": _normal(lambda: Linear(4, 5, bias=False), 2, 3, 4),
+    "LoRA": _normal(lambda: LoRA(Linear(5, 6), 3, 4.0), 2, 4, 5),
+    "LoRA, no bias": _normal(lambda: LoRA(Linear(5, 4, bias=False), 2, 7.0), 2, 3, 5),
     "LayerNorm": _normal(lambda: LayerNorm(5), 2, 3, 5),
     "LayerNorm, no bias": _normal(lambda: LayerNorm(5, bias=False), 2, 3, 5),
     "RMSNorm": _normal(lambda: RMSNorm(5), 2, 3, 5),

@@ -33,6 +33,8 @@ numbers, but products of other shapes do it in another order (4.6e-7 and 8.1e-16
 TRANSFORMERS_LLAMA = 1e-6
 """Float64 logits and gradients against transformers' Llama, whose norms and rotary angles are float32 in every dtype
 (2.5e-7)."""
+HUGGING_FACE = {"float32": 1e-6, "float64": 1e-12}
+"""The logits of the same weights in transformers, by dtype (3e-7 and 3e-16)."""
 FLOAT32_LOSS = GENERATION["float32"]
 """The first training losses of two libraries that multiply in float32: the same numbers, added up in another order."""
 TF32_LOSS = 2.0**-10

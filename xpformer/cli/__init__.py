@@ -18,6 +18,7 @@ import click
 
 from xpformer.cli.agree import agree, diverge
 from xpformer.cli.conformance import conformance
+from xpformer.cli.convert import convert
 from xpformer.cli.evaluate import evaluate
 from xpformer.cli.generate import generate
 from xpformer.cli.inspect import backends, gradcheck, summary
@@ -49,7 +50,7 @@ def cli() -> None:
 
 
 _COMMANDS = (
-    *(train, resume, evaluate, predict, generate, plot),
+    *(train, resume, evaluate, predict, generate, convert, plot),
     *(recipes, summary, profile, backends, gradcheck, agree, diverge, conformance),
 )
 for _command in _COMMANDS:

@@ -18,6 +18,7 @@ from xpformer.cli.shell import (
     matmul_option,
     print_json,
     run_argument,
+    say,
     unknown_option,
 )
 
@@ -76,7 +77,7 @@ def generate(
     backend: str | None,
     matmul_precision: str | None,
 ) -> None:
-    """Text that a trained language model writes.
+    """Text that a trained language model writes; RUN may be a Hugging Face directory of a GPT-2.
 
     It is printed as it is written, behind its prompt. All prompts and samples are one batch; of several, the first is
     shown while it grows and the others after it. Ctrl-C ends with what was written. A prompt may be as long as the
@@ -85,14 +86,15 @@ def generate(
     Examples:
       xpformer generate runs/gpt-shakespeare-1 --prompt "ROMEO:" --tokens 500 --temperature 0.8
       xpformer generate runs/gpt-shakespeare-1 --prompt "KING" --prompt "QUEEN" --samples 3 --top-k 20 --seed 7
+      xpformer generate gpt2 --prompt "Hello, I am a language model," --temperature 0
       echo "To be, or not to be" | xpformer generate runs/gpt-shakespeare-1 --prompt - --stop "." --json
     """
     from xpformer.errors import RunError
     from xpformer.generation import Sampling, stream
-    from xpformer.training.trained import load_trained
+    from xpformer.training.pretrained import open_model
 
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
-    trained = load_trained(run, step=step, backend=backend, matmul_precision=matmul_precision)
+    trained = open_model(run, step=step, backend=backend, matmul_precision=matmul_precision, say=say)
     if not trained.reads_text:
         raise RunError(f"{run}: holds no language model; xpformer predict is for images")
     tokenizer = trained.tokenizer
@@ -113,7 +115,7 @@ def generate(
         print_json(
             {
                 "run": str(run),
-                "step": trained.saved.step,
+                "step": trained.step,
                 "backend": trained.model.backend.spec,
                 "matmul_precision": trained.model.backend.matmul_precision,
                 "seed": seed,

@@ -28,6 +28,7 @@ from xpformer.cli.shell import (
 if TYPE_CHECKING:
     import numpy as np
 
+    from xpformer.training.pretrained import Opened
     from xpformer.training.trained import Trained
 
 _ALL_CLASSES = 12  # up to so many the table shows every probability
@@ -94,7 +95,8 @@ def predict(
 ) -> None:
     """What a trained model says about single images.
 
-    They are IMAGE files of any kind, or images of the run's data set, by --index or --first.
+    They are IMAGE files of any kind, or images of the run's data set, by --index or --first. RUN may be a Hugging Face
+    directory of a ViT: then pictures are prepared as it says, and drawn only with --to.
 
     Prints a table of probabilities and draws predictions.png into RUN/figures (or DIR). With --to DIR, each image of
     the data set also becomes DIR/i_Predict_p_Truth_t.jpg. Whoever looks at images of the test split chooses by them, so
@@ -103,22 +105,26 @@ def predict(
     Examples:
       xpformer predict runs/vit-mnist-1 photo.jpg scan.png
       xpformer predict runs/vit-mnist-1 --first 12 --to pictures
+      xpformer predict vit-base-patch16-224 photo.jpg --json
       xpformer predict runs/vit-mnist-1 --index 7 --index 1014 --json
     """
     from xpformer.errors import ConfigError
     from xpformer.training.predict import predict_images
-    from xpformer.training.trained import load_trained
+    from xpformer.training.pretrained import open_model
+    from xpformer.training.trained import Trained
 
     if bool(images) == bool(indices or first):
         raise click.UsageError(
             "name image files, or images of the data set with --index or --first", click.get_current_context()
         )
-    trained = load_trained(run, step=step, backend=backend, matmul_precision=matmul_precision)
+    trained = open_model(run, step=step, backend=backend, matmul_precision=matmul_precision, say=say)
     if trained.reads_text:
         raise ConfigError(f"{run}: is a language model; let it write: xpformer generate {shlex.quote(str(run))}")
     if images:
         choice: dict[str, Literal["auto"] | bool] = {"auto": "auto", "yes": True, "no": False}
-        pictures = _from_files(trained, images, choice[invert])
+        pictures = [Picture(path.name, trained.picture(path, invert=choice[invert])) for path in images]
+    elif not isinstance(trained, Trained):
+        raise ConfigError(f"{run}: is a model without a run, so it has no data; name image files")
     else:
         pictures = from_data(trained, split, [*range(first or 0), *indices], data)
     import numpy as np
@@ -129,17 +135,13 @@ def predict(
         print_json([_record(p, row, names) for p, row in zip(pictures, probabilities, strict=True)])
     else:
         _show_table(pictures, probabilities, names)
-    if to is not None or not as_json:
-        _draw(trained, pictures, probabilities, to)
-    if attention:
-        draw_attention(trained, pictures[0], to or trained.run.figures)
-
-
-def _from_files(trained: Trained, paths: Sequence[Path], invert: Literal["auto"] | bool) -> list[Picture]:
-    from xpformer.data.files import load_image
-
-    channels, height, width = trained.preprocessor["image_shape"]
-    return [Picture(path.name, load_image(path, (channels, height, width), invert=invert)) for path in paths]
+    folder = to or (trained.run.figures if isinstance(trained, Trained) else None)
+    if attention and folder is None:
+        raise ConfigError(f"{run}: is a model without a run; name a folder for the picture with --to DIR")
+    if folder is not None and (to is not None or not as_json):
+        _draw(trained, pictures, probabilities, to, folder)
+    if attention and folder is not None:
+        draw_attention(trained, pictures[0], folder)
 
 
 def from_data(trained: Trained, split: str, indices: Sequence[int], folder: Path | None) -> list[Picture]:
@@ -198,11 +200,12 @@ def _show_table(pictures: Sequence[Picture], probabilities: np.ndarray, names: S
         click.echo(f"{right} of {len(pictures)} right")
 
 
-def _draw(trained: Trained, pictures: Sequence[Picture], probabilities: np.ndarray, to: Path | None) -> None:
+def _draw(
+    trained: Trained | Opened, pictures: Sequence[Picture], probabilities: np.ndarray, to: Path | None, folder: Path
+) -> None:
     from xpformer.cli.pictures import have_matplotlib, optional_picture
     from xpformer.errors import DataError
 
-    folder = to or trained.run.figures
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if to is not None and pictures[0].truth is not None:
@@ -228,7 +231,7 @@ def _draw(trained: Trained, pictures: Sequence[Picture], probabilities: np.ndarr
             say(f"picture: {folder / 'predictions.png'}")
 
 
-def draw_attention(trained: Trained, picture: Picture, folder: Path) -> None:
+def draw_attention(trained: Trained | Opened, picture: Picture, folder: Path) -> None:
     """``attention.png``: what each head of each block reads of an image."""
     from xpformer.analysis.attention import attention_figure, attention_maps
     from xpformer.models.vit import ViT

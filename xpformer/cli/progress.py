@@ -109,11 +109,13 @@ def headline(session: Session) -> str:
     s, trainer = session, session.trainer
     fused = trainer.backend.replaced()
     preset, sizes = s.run.config.get("preset"), s.recipe.task.sizes(s.data)
+    count, trainable = trainer.model.count_parameters(), trainer.model.count_parameters(trainable=True)
+    learn = "" if trainable == count else f" ({trainable:,} of them learn)"
     shared = {"batch": "sharing the batch", "operations": "sharing operations"}[trainer.sharing]
     threads = f", {trainer.threads} threads {shared}" if trainer.threads > 1 else ", 1 thread"
     threads = threads if trainer.backend.shares_batch else ""
     return (
-        f"{s.recipe.name}{f' ({preset})' if preset else ''}: {trainer.model.count_parameters():,} parameters, "
+        f"{s.recipe.name}{f' ({preset})' if preset else ''}: {count:,} parameters{learn}, "
         f"{s.data.name} {sizes}, {trainer.backend.spec} (fused: {', '.join(sorted(fused)) or 'none'})"
         f"{_precision(trainer.backend)}{threads}, "
         f"{trainer.total_steps:,} steps of {s.settings.train.batch_size}, seed {s.options.seed}, {s.options.dtype}"

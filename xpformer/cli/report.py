@@ -79,9 +79,10 @@ class ImageReport(Report):
         return [*drawn, misclassified_grid(images, result, run.figures / f"misclassified{suffix}.png")]
 
     def next_steps(self, data: ImageData, *, test_seen: bool) -> list[tuple[str, str]]:
-        """The test images, then single ones."""
+        """The test images if there are any, then single ones."""
+        tests = f"the test images{'' if test_seen else ', unseen so far'}"
         return [
-            ("xpformer evaluate RUN", f"the test images{'' if test_seen else ', unseen so far'}"),
+            ("xpformer evaluate RUN", tests if len(data.test) else "the validation images; there are no others"),
             ("xpformer predict RUN --first 12", "single images, with a picture"),
         ]
 

@@ -69,6 +69,15 @@ class Shell(click.Group):
 
 DIRECTORY = click.Path(file_okay=True, path_type=Path)  # the library says what is wrong with a path
 
+
+class DataPath(click.Path):
+    """A path; ``folder:DIR`` is DIR."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Without the kind in front."""
+        return super().convert(str(value).removeprefix("folder:"), param, ctx)
+
+
 preset_option = click.option("--preset", metavar="NAME", help="Named settings of the recipe; see xpformer recipes.")
 changes_option = click.option(
     "--set",
@@ -83,9 +92,10 @@ depth_option = click.option(
 )
 data_option = click.option(
     "--data",
-    type=DIRECTORY,
+    type=DataPath(file_okay=True, path_type=Path),
     metavar="DIR",
-    help="Folder of the data set, or a text; default: $XPFORMER_DATA, else the user cache.",
+    help="Folder of the data set, or a text; folder:DIR has pictures, a subfolder a class; default: $XPFORMER_DATA, "
+    "else the user cache.",
 )
 backend_option = click.option(
     "--backend", metavar="NAME", help="Array library and device, such as numpy or torch:cuda:0; see xpformer backends."

@@ -45,6 +45,14 @@ max_steps_option = click.option(
 @matmul_option
 @dtype_option
 @data_option
+@click.option("--text", type=DIRECTORY, metavar="FILE", help="The text of a language model; the same as --data.")
+@click.option(
+    "--from",
+    "start_from",
+    type=DIRECTORY,
+    metavar="DIR",
+    help="The trained model that vit-finetune or gpt-finetune goes on from: a Hugging Face directory, or a run.",
+)
 @click.option("--out", type=DIRECTORY, metavar="DIR", help="Directory of the run; default: runs/RECIPE-1, -2, ...")
 @click.option(
     "--grow-from",
@@ -65,6 +73,8 @@ def train(
     matmul_precision: str | None,
     dtype: str,
     data: Path | None,
+    text: Path | None,
+    start_from: Path | None,
     out: Path | None,
     grow_from: Path | None,
     recompute: bool,
@@ -86,23 +96,30 @@ def train(
       xpformer train vit-mnist --set epochs=8 --set train.lr=0.002 --set model.depth=4
       xpformer train vit-mnist --backend torch:cuda:0 --out runs/on-the-gpu
       xpformer train gpt-shakespeare --set depth=6 --grow-from runs/gpt-shakespeare-1
+      xpformer train vit-finetune --from runs/vit-mnist-1 --data folder:pictures
+      xpformer train gpt-finetune --from gpt2 --text my-book.txt --preset lora
       xpformer recipes copy vit-mnist mine.py && xpformer train mine.py
     """
     from xpformer.training.session import Options, start
 
+    if data is not None and text is not None:
+        raise click.UsageError("--data and --text are the same; give one", click.get_current_context())
     options = Options(
         "numpy" if backend is None else backend,
         dtype,
         seed,
         threads,
-        data,
+        data if text is None else text,
         out,
         grow_from,
         "highest" if matmul_precision is None else matmul_precision,
         sharing,
+        start_from,
     )
     changes += ("train.recompute=true",) * recompute
     session = start(recipe, options, preset=preset, changes=changes, arguments=sys.argv[1:])
+    for note in session.notes:
+        say(f"note: {note}")
     _train(session, max_steps)
 
 

@@ -65,13 +65,15 @@ def corpus_data(
     """The text ``name``, or with ``"file"`` that of ``data``, split and as tokens.
 
     ``tokenizer`` is one, or the kind of a new one (``characters``, ``bytes``, or ``bpe`` of ``vocabulary`` tokens), or
-    ``gpt2``, or the path of a ``tokenizer.json``.  The other options are those of
+    ``gpt2``, or the path of a ``tokenizer.json`` or of a folder with GPT-2's two files.  The other options are those of
     :func:`~xpformer.data.text.text_data`, and so are the errors.
     """
     if tokenizer == "gpt2":
         tokenizer = load_gpt2(data)
     elif isinstance(tokenizer, str) and tokenizer.endswith(".json"):
         tokenizer = read_tokenizer(Path(tokenizer))
+    elif isinstance(tokenizer, str) and Path(tokenizer).is_dir():
+        tokenizer = load_gpt2(Path(tokenizer))
     how: dict[str, Any] = {"tokenizer": tokenizer, "vocabulary": vocabulary, "validation": validation, "test": test}
     if name != "file":
         return text_data(load_corpus(name, data), name=name, unknown=unknown, **how)

@@ -33,12 +33,28 @@ def load_image(
     ``MAX_PIXELS``, or when Pillow is missing; :class:`ConfigError` when C is neither 1 nor 3.
     """
     channels, height, width = image_shape
+    picture = open_picture(path, channels, transparency="white")
+    from PIL import Image, ImageOps
+
+    background = _background(picture)
+    if invert is True or (invert == "auto" and channels == 1 and background[0] > 127):
+        picture = ImageOps.invert(picture)
+        background = tuple(255 - value for value in background)
+    fitted = ImageOps.pad(picture, (width, height), Image.Resampling.BILINEAR, color=background)
+    return np.asarray(fitted, np.uint8).reshape(height, width, channels).transpose(2, 0, 1).copy()
+
+
+def open_picture(path: Path, channels: int, *, transparency: Literal["white", "drop"]) -> Image:
+    """The first frame of a picture file, turned as its EXIF data say, in gray (1 channel) or colour (3).
+
+    Transparency is laid on white, or dropped as ``convert`` does it.  The errors are those of :func:`load_image`.
+    """
     if channels not in (1, 3):
-        raise ConfigError(f"load_image: the model takes {channels} channels, a picture file gives 1 or 3")
+        raise ConfigError(f"{path}: the model takes {channels} channels, a picture file gives 1 or 3")
     try:
         from PIL import Image, ImageOps, UnidentifiedImageError
     except ImportError as error:
-        raise DataError('load_image: needs Pillow, which is missing: pip install "xpformer[recipes]"') from error
+        raise DataError(f'{path}: needs Pillow, which is missing: pip install "xpformer[recipes]"') from error
 
     with open_regular(path) as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks on odd files; its limit on pixels is checked here, lower
@@ -50,7 +66,8 @@ def load_image(
                     )
                 if opened.mode in ("I", "F"):
                     raise DataError(f"{path}: gray of 32 bits has no known white; save it with 8 or 16 bits")
-                picture = _flatten(ImageOps.exif_transpose(opened), "L" if channels == 1 else "RGB")
+                upright = ImageOps.exif_transpose(opened)
+                return _flatten(upright, "L" if channels == 1 else "RGB", white=transparency == "white")
         except DataError:
             raise
         except UnidentifiedImageError as error:
@@ -59,24 +76,16 @@ def load_image(
             reason = str(error).partition("\n")[0] or type(error).__name__
             raise DataError(f"{path}: the picture is damaged or of a kind that cannot be read: {reason}") from error
 
-    background = _background(picture)
-    if invert is True or (invert == "auto" and channels == 1 and background[0] > 127):
-        picture = ImageOps.invert(picture)
-        background = tuple(255 - value for value in background)
-    fitted = ImageOps.pad(picture, (width, height), Image.Resampling.BILINEAR, color=background)
-    return np.asarray(fitted, np.uint8).reshape(height, width, channels).transpose(2, 0, 1).copy()
 
-
-def _flatten(picture: Image, mode: str) -> Image:
+def _flatten(picture: Image, mode: str, *, white: bool) -> Image:
     """``picture`` without transparency, in ``mode``; 16-bit gray loses its lower eight bits."""
     from PIL import Image
 
     if picture.mode.startswith("I;16"):
         picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-    if picture.has_transparency_data:
+    if white and picture.has_transparency_data:
         picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(white, picture)
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
     return picture.convert(mode)
 
 

@@ -27,13 +27,19 @@ def split_stratified(images: ImageSet, size: int, seed: int) -> tuple[ImageSet, 
     Raises :class:`ConfigError` unless 1 <= size < len(images).
     """
     _check_size(images, size, "stratified")
-    order = host_generator(seed, "stratified").permutation(len(images))
-    labels = images.labels[order]
-    rank = np.empty(len(images))
+    return _divide(images, stratified(images.labels, size, seed))
+
+
+def stratified(labels: npt.NDArray[np.int64], size: int, seed: int) -> npt.NDArray[np.int64]:
+    """The indices that :func:`split_stratified` chooses among samples of these labels."""
+    order = host_generator(seed, "stratified").permutation(len(labels))
+    labels = labels[order]
+    rank = np.empty(len(labels))
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         rank[members] = (np.arange(len(members)) + 0.5) / len(members)
-    return _divide(images, order[np.argsort(rank, kind="stable")[:size]])
+    chosen: npt.NDArray[np.int64] = order[np.argsort(rank, kind="stable")[:size]]
+    return chosen
 
 
 def _check_size(images: ImageSet, size: int, name: str) -> None:

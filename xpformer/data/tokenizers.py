@@ -256,20 +256,25 @@ class BytePairs(Tokenizer):
     @classmethod
     def from_gpt2(cls, folder: Path) -> BytePairs:
         """GPT-2's own ``vocab.json`` and ``merges.txt`` in ``folder``; raises :class:`DataError`."""
-        path = folder / "merges.txt"
+        merges = _read(folder / "merges.txt").decode("utf-8", "replace")
+        try:
+            return cls.of_gpt2(_json(folder / "vocab.json"), merges)
+        except DataError as error:
+            file = "merges.txt" if str(error).startswith("line ") else "vocab.json"
+            raise _named_file(folder / file, error) from error
+
+    @classmethod
+    def of_gpt2(cls, words: object, merges: str) -> BytePairs:
+        """The contents of ``vocab.json`` and ``merges.txt``; raises :class:`DataError`."""
         pairs = []
-        for number, line in enumerate(_read(path).decode("utf-8", "replace").splitlines(), 1):
+        for number, line in enumerate(merges.splitlines(), 1):
             if line and not (number == 1 and line.startswith("#version")):
                 left, space, right = line.partition(" ")
                 if not space:
-                    raise DataError(f"{path}: line {number} is {line[:40]!r}, expected two tokens and a space between")
+                    raise DataError(f"line {number} is {line[:40]!r}, expected two tokens and a space between")
                 pairs.append((left, right))
-        path = folder / "vocab.json"
-        try:
-            vocabulary = read_vocabulary(_json(path))
-            return cls(vocabulary, pairs, [_END_OF_TEXT] if _END_OF_TEXT in vocabulary else [])
-        except DataError as error:
-            raise _named_file(path, error) from error
+        vocabulary = read_vocabulary(words)
+        return cls(vocabulary, pairs, [_END_OF_TEXT] if _END_OF_TEXT in vocabulary else [])
 
     def to_json(self) -> dict[str, Any]:
         """The library's own."""

@@ -10,6 +10,7 @@ from xpformer.layers.conv import Conv2d
 from xpformer.layers.dropout import Dropout, DropPath
 from xpformer.layers.embedding import Embedding, TiedHead
 from xpformer.layers.linear import Linear
+from xpformer.layers.lora import LoRA
 from xpformer.layers.mlp import MLP
 from xpformer.layers.norm import LayerNorm, NoNorm, RMSNorm
 from xpformer.layers.patch_embedding import ConvPatches, FlattenPatches
@@ -37,6 +38,7 @@ __all__ = [
     "Layer",
     "LayerNorm",
     "Linear",
+    "LoRA",
     "MultiHeadAttention",
     "NoNorm",
     "Observer",

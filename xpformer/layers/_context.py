@@ -50,6 +50,12 @@ class Recomputed(NamedTuple):
     """The pass as it was before the layer, with an empty tape: its masks and tokens are to be the same again."""
 
 
+def _learns(entry: Entry | Recomputed) -> bool:
+    """Whether a parameter gets a gradient when the entry is undone."""
+    parameters = entry.parameters if isinstance(entry, Entry) else entry.op.named_parameters()
+    return any(p.trainable for p in parameters.values())
+
+
 class Observer:
     """Sees what happens in a pass.  Subclass it and override what you want to see; it must not write the arrays.
 
@@ -227,6 +233,17 @@ class Context:
             f"expected the backward of {entry.path or 'the model'} ({_name(entry.op)}), got {got}; "
             "a backward undoes its forward in the opposite order"
         )
+
+    def settled(self) -> bool:
+        """Whether nothing that was computed so far has a gradient to get: then the tape is emptied.
+
+        A model asks between its layers, in the forward to keep nothing of those that are frozen, and at the same places
+        in the backward to end there.
+        """
+        if self.tape is None or self.input_gradient or any(map(_learns, self.tape)):
+            return False
+        self.tape.clear()
+        return True
 
     # ---- running a layer again --------------------------------------------------------------------------------------
 

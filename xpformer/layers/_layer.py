@@ -104,16 +104,27 @@ class Layer:
 
     # ---- on a backend -----------------------------------------------------------------------------------------------
 
-    def to(self, backend: Backend | str, dtype: str | None = None, *, seed: int | None = None) -> Self:
+    def to(
+        self,
+        backend: Backend | str,
+        dtype: str | None = None,
+        *,
+        seed: int | None = None,
+        values: Mapping[str, HostArray] | None = None,
+    ) -> Self:
         """Place the parameters on a backend, in flat segments.
 
         The first time they get their initial values, a function of ``seed`` and each parameter's name; later they are
-        copied.
+        copied, and only parameters that are new get initial ones.
 
         Args:
             backend: a backend or its name, ``"numpy"``, ``"torch:cuda:0"``.
             dtype: ``"float32"`` or ``"float64"``; by default the dtype so far, or float32.
             seed: of the initial values; by default the model's own ``seed``, or 0.
+            values: all parameters' values instead, by name.
+
+        Raises:
+            CheckpointError: if ``values`` has other names or shapes than the model.
         """
         from xpformer.backend import get_backend
 
@@ -123,12 +134,13 @@ class Layer:
         parameters = self.named_parameters()
         for name, parameter in parameters.items():
             parameter.name = name
-        if self._store is None:
-            values = initial_values(parameters, seed if seed is not None else getattr(self, "seed", 0))
-        else:
-            values = self._store.to_host()
+        if values is not None:
+            check_names(parameters, values, "values")
+        held = values or ({} if self._store is None else self._store.to_host())
+        fresh = initial_values(parameters, seed if seed is not None else getattr(self, "seed", 0))
         dtype = dtype or (self._store.dtype if self._store else "float32")
-        self._store = ParameterStore(parameters, target, dtype, values)
+        every = lambda name: held[name] if name in held else fresh(name)  # noqa: E731
+        self._store = ParameterStore(parameters, target, dtype, every)
         for name, constant in self._owned(Constant).items():
             constant.name = name
             constant._data = target.asarray(constant.values(), dtype)

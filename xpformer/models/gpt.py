@@ -26,6 +26,7 @@ from xpformer.layers.activation import ACTIVATIONS, GATED
 from xpformer.layers.block import ORDERS
 from xpformer.layers.norm import NORMS, make_norm
 from xpformer.layers.position import TOKEN_POSITIONS
+from xpformer.models.model import Model
 from xpformer.parameters import Initializer
 
 POSITIONS = (*TOKEN_POSITIONS, "rotary")
@@ -133,7 +134,7 @@ class GPTConfig:
         return dataclasses.replace(PRESETS[name], **changes)
 
 
-class GPT(Layer):
+class GPT(Model):
     """Token ids to scores of each next token: (B, T) -> (B, T, vocabulary).
 
     Tokens are embedded, positions added, ``depth`` causal blocks applied, normalized, and scored by the head.
@@ -197,11 +198,10 @@ class GPT(Layer):
                 sequence padded on the left gets the logits that it gets alone.
             last_only: the logits of the last token alone, (B, vocabulary): the head is most of the work of generation.
         """
-        ctx.tokens = self._tokens(ids, ctx, attention_mask)
-        x = self.positions.forward(self.embedding.forward(ids, ctx), ctx)  # (B, T, D)
-        x = self.dropout.forward(x, ctx)
+        x = self._embed(ids, ctx, attention_mask)
         for block in self.blocks:
             x = block.forward(x, ctx)
+            ctx.settled()
         if ctx.cache is not None:
             ctx.cache.advance(ids.shape[1])
         if last_only:
@@ -211,6 +211,19 @@ class GPT(Layer):
         if self.head_hidden is not None:
             x = self.head_hidden.forward(x, ctx)
         return self.head.forward(x, ctx)  # (B, T, V) or (B, V)
+
+    def features(self, ids: Any, *, attention_mask: Any = None) -> tuple[Any, ...]:
+        """The embedded tokens, then what each block gives, ``depth + 1`` times (B, T, D); the last is normalized.
+
+        They are the ``hidden_states`` of transformers, where GPT-2's last one too stands behind the final norm.
+        """
+        ctx = Context(self.backend)
+        states = [self._embed(ids, ctx, attention_mask)]
+        for block in self.blocks:
+            states.append(block.forward(states[-1], ctx))
+        if self.norm is not None:
+            states[-1] = self.norm.forward(states[-1], ctx)
+        return tuple(states)
 
     def backward(self, dlogits: Any, ctx: Context) -> None:
         """Leave the gradients in the context; ids have none."""
@@ -222,7 +235,11 @@ class GPT(Layer):
         if dlogits.ndim == 2:  # of the last token alone
             dx = ctx.backward(take_token, dx)
         for block in reversed(self.blocks):
+            if ctx.settled():
+                return
             dx = block.backward(dx, ctx)
+        if ctx.settled():
+            return
         dx = self.dropout.backward(dx, ctx)
         self.embedding.backward(self.positions.backward(dx, ctx), ctx)
 
@@ -231,6 +248,14 @@ class GPT(Layer):
         c = self.config
         heads = {block.attention.path: (block.attention.kv_heads, block.attention.head_dim) for block in self.blocks}
         return KVCache(self.backend, heads, batch, min(length or c.context, c.context), self.dtype)
+
+    def _embed(self, ids: Any, ctx: Context, attention_mask: Any) -> Any:
+        """(B, T) -> (B, T, D)."""
+        ctx.tokens = self._tokens(ids, ctx, attention_mask)
+        x = self.positions.forward(self.embedding.forward(ids, ctx), ctx)
+        x = self.dropout.forward(x, ctx)
+        ctx.settled()
+        return x
 
     def _tokens(self, ids: Any, ctx: Context, attention_mask: Any) -> Tokens:
         """Check the ids, and say where they stand."""

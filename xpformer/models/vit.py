@@ -18,7 +18,6 @@ from xpformer.layers import (
     Dropout,
     FlattenPatches,
     Head,
-    Layer,
     LayerNorm,
     Pool,
     Positions,
@@ -26,6 +25,7 @@ from xpformer.layers import (
 from xpformer.layers.activation import ACTIVATIONS
 from xpformer.layers.pooling import POOLS
 from xpformer.layers.position import POSITIONS
+from xpformer.models.model import Model
 from xpformer.parameters import Initializer
 
 EMBEDDINGS = ("flatten", "conv", "stem")
@@ -74,6 +74,8 @@ class ViTConfig:
     norm_eps: float = 1e-6
     """1e-6 as in vit_jax and timm; Hugging Face uses 1e-12."""
     dropout: float = 0.0
+    hidden_dropout: float | None = None
+    """Behind the activation of the MLP; null means as ``dropout``.  Hugging Face has none there."""
     attention_dropout: float = 0.0
     drop_path: float = 0.0
     """Rate of the last block; it rises linearly from 0 at the first."""
@@ -102,8 +104,8 @@ class ViTConfig:
                 raise ConfigError(
                     f"{name} = {getattr(self, name)!r} is unknown; {suggest(getattr(self, name), options)}"
                 )
-        for name in ("dropout", "attention_dropout", "drop_path"):
-            if not 0.0 <= getattr(self, name) < 1.0:
+        for name in ("dropout", "hidden_dropout", "attention_dropout", "drop_path"):
+            if not 0.0 <= (getattr(self, name) or 0.0) < 1.0:
                 raise ConfigError(f"{name} = {getattr(self, name)} is outside 0 <= rate < 1")
         for name in ("patch_stride", "head_hidden"):
             if getattr(self, name) < 0:
@@ -152,7 +154,7 @@ class ViTConfig:
         return dataclasses.replace(PRESETS[name], **changes)
 
 
-class ViT(Layer):
+class ViT(Model):
     """Image to class logits: (B, channels, image_size, image_size) -> (B, classes).
 
     Patches are embedded, positions added, ``depth`` pre-norm blocks applied, normalized, pooled and classified.
@@ -185,6 +187,7 @@ class ViT(Layer):
                 qkv_bias=config.qkv_bias,
                 projection=config.attention_projection,
                 dropout=config.dropout,
+                hidden_dropout=config.hidden_dropout,
                 attention_dropout=config.attention_dropout,
                 drop_path=config.drop_path * i / max(1, config.depth - 1),
                 norm_eps=config.norm_eps,
@@ -206,6 +209,26 @@ class ViT(Layer):
 
     def forward(self, images: Any, ctx: Context) -> Any:
         """(B, channels, image_size, image_size) -> (B, classes) logits."""
+        x = self._embed(images, ctx)
+        for block in self.blocks:
+            x = block.forward(x, ctx)
+            ctx.settled()
+        x = self.norm.forward(x, ctx)
+        return self.head.forward(self.pool.forward(x, ctx), ctx)  # (B, classes)
+
+    def features(self, images: Any) -> tuple[Any, ...]:
+        """The embedded image, then what each block gives, ``depth + 1`` times (B, T, D), without the final norm.
+
+        They are the ``hidden_states`` of transformers; the class token stands first.
+        """
+        ctx = Context(self.backend)
+        states = [self._embed(images, ctx)]
+        for block in self.blocks:
+            states.append(block.forward(states[-1], ctx))
+        return tuple(states)
+
+    def _embed(self, images: Any, ctx: Context) -> Any:
+        """(B, channels, image_size, image_size) -> (B, T, D)."""
         c = self.config
         if images.ndim != 4 or tuple(images.shape[1:]) != (c.channels, c.image_size, c.image_size):
             expected = f"(B, {c.channels}, {c.image_size}, {c.image_size})"
@@ -218,17 +241,19 @@ class ViT(Layer):
         if self.token is not None:
             x = self.token.forward(x, ctx)  # (B, 1 + N, D)
         x = self.dropout.forward(self.positions.forward(x, ctx), ctx)
-        for block in self.blocks:
-            x = block.forward(x, ctx)
-        x = self.norm.forward(x, ctx)
-        return self.head.forward(self.pool.forward(x, ctx), ctx)  # (B, classes)
+        ctx.settled()
+        return x
 
     def backward(self, dlogits: Any, ctx: Context) -> Any:
         """Leave the gradients in the context; returns the image's if ``ctx.input_gradient``, else ``None``."""
         dx = self.pool.backward(self.head.backward(dlogits, ctx), ctx)
         dx = self.norm.backward(dx, ctx)
         for block in reversed(self.blocks):
+            if ctx.settled():
+                return None
             dx = block.backward(dx, ctx)
+        if ctx.settled():
+            return None
         dx = self.positions.backward(self.dropout.backward(dx, ctx), ctx)
         if self.token is not None:
             dx = self.token.backward(dx, ctx)
@@ -282,6 +307,7 @@ _STEM = ViTConfig(
 PRESETS: dict[str, ViTConfig] = {
     "tiny": ViTConfig(image_size=6, patch_size=2, dim=8, depth=2, heads=2, mlp_ratio=1.5, classes=3),
     "digits": dataclasses.replace(_STEM, image_size=8, stem_channels=(32,), stem_strides=(1, 2), depth=3),
+    "hf": ViTConfig(depth=4, mlp_ratio=2.0, norm_eps=1e-12),  # no option that Hugging Face's ViT lacks
     "quick": dataclasses.replace(_STEM, depth=2),
     "small": dataclasses.replace(_STEM, depth=3),
     "seed": ViTConfig(

@@ -1,6 +1,6 @@
 """A checkpoint is a directory of plain files that is there as a whole or not at all::
 
-    checkpoints/step_00001000/model.safetensors       weights, as Hugging Face reads them
+    checkpoints/step_00001000/model.safetensors       weights, as Hugging Face reads them where it can
                               optimizer.safetensors   moments
                               config.json state.json  documents
                               MANIFEST.json           size and SHA-256 of each file, and of itself; written last
@@ -28,9 +28,9 @@ from pathlib import Path
 
 import numpy as np
 import safetensors
-import safetensors.numpy
 
 from xpformer.errors import CheckpointError
+from xpformer.interop.tensor_files import serialized
 from xpformer.training import fs, strict_json
 
 FORMAT = "xpformer-checkpoint"
@@ -270,19 +270,12 @@ def _stage(
         files[name] = (len(data), hashlib.sha256(data).hexdigest())
 
     for group, arrays in tensors.items():
-        write(group + _TENSORS, _serialize(arrays))
+        write(group + _TENSORS, serialized(arrays))
     for name, text in texts.items():
         write(name, text)
     fs.write_file(staging / _MANIFEST, _manifest_text(VERSION, step, files))
     fs.fsync_directory(staging)
     return files
-
-
-def _serialize(arrays: Tensors) -> bytes:
-    """The bytes of a file; safetensors stores wrong values for arrays that are not C-contiguous, so it gets copies."""
-    plain = {name: np.asarray(a, dtype=a.dtype.newbyteorder("<"), order="C") for name, a in arrays.items()}
-    data: bytes = safetensors.numpy.save(plain, metadata={"format": "pt"})
-    return data
 
 
 def _publish(staging: Path, final: Path, files: Mapping[str, tuple[int, str]]) -> None:

@@ -11,12 +11,13 @@ from xpformer.data.images import normalize
 from xpformer.training.metrics import host_probabilities
 
 if TYPE_CHECKING:
+    from xpformer.training.pretrained import Opened
     from xpformer.training.trained import Trained
 
 _BATCH = 500
 
 
-def predict_images(trained: Trained, images: HostArray) -> HostArray:
+def predict_images(trained: Trained | Opened, images: HostArray) -> HostArray:
     """Class probabilities ``softmax(model(x))`` of images as they are stored.
 
     Args:
@@ -32,7 +33,7 @@ def predict_images(trained: Trained, images: HostArray) -> HostArray:
     return host_probabilities(np.concatenate(logits))
 
 
-def model_input(trained: Trained, images: HostArray) -> Any:
+def model_input(trained: Trained | Opened, images: HostArray) -> Any:
     """Images (N, C, H, W) ``uint8`` as the model takes them, on its backend."""
     model, how = trained.model, trained.preprocessor
     return model.backend.asarray(normalize(images, tuple(how["mean"]), tuple(how["std"]), model.dtype), model.dtype)

@@ -45,8 +45,13 @@ class Recipe:
     figures: str = ""
     task: Task[Any, Any] = ImageTask()  # noqa: RUF009  (has no state)
 
-    def settings(self, preset: str | None = None, changes: Sequence[str] = ()) -> Any:
-        """A preset with ``key=value`` changes.
+    def settings(
+        self,
+        preset: str | None = None,
+        changes: Sequence[str] = (),
+        adopted: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> Any:
+        """A preset, then what was ``adopted`` from a trained model, then ``key=value`` changes.
 
         Raises:
             ConfigError: if the preset, a key or a value is wrong, with the nearest that is right.
@@ -55,6 +60,8 @@ class Recipe:
         if name not in self.presets:
             raise ConfigError(f"recipe {self.name} has no preset {name!r}; {suggest(name, self.presets)}")
         tree = settings_to_dict(self.presets[name])
+        for section, options in (adopted or {}).items():
+            tree[section] |= json.loads(json.dumps(options))
         for change in changes:
             _apply(tree, change)
         return settings_from_dict(tree, self.task.settings)

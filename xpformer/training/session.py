@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xpformer.backend import Backend, get_backend
 from xpformer.errors import CheckpointError, ConfigError, NonFiniteError, RunError
@@ -24,6 +24,9 @@ from xpformer.training.signals import Interrupted, StopRequest, stop_on_signals
 from xpformer.training.task import AnyData, AnySettings
 from xpformer.training.trained import check_options, load_data, read_config
 from xpformer.training.trainer import Progress, StepResult, Trainer
+
+if TYPE_CHECKING:
+    from xpformer.interop.pretrained import Pretrained
 
 
 class Reporter:
@@ -61,6 +64,7 @@ class Options:
     grow_from: Path | None = None
     matmul_precision: str = "highest"
     sharing: str | None = None
+    start_from: Path | None = None
 
     def __post_init__(self) -> None:
         check_options("", self.seed, self.dtype)
@@ -72,6 +76,7 @@ class Session:
     Attributes:
         saved: the step of the newest checkpoint, ``None`` before the first.
         last_evaluation: of the validation split, ``None`` before the first.
+        notes: one line on each thing that the user should know before training.
     """
 
     def __init__(
@@ -81,6 +86,7 @@ class Session:
         self.trainer, self.data = trainer, data
         self.saved: int | None = None
         self.last_evaluation: Result | None = None
+        self.notes: list[str] = []
 
     @property
     def progress(self) -> Progress:
@@ -202,7 +208,7 @@ class Session:
                 raise CheckpointError(f"{link}: cannot be moved to {name}: {error.strerror}") from error
 
     def _save(self, log: Log, reporter: Reporter, *, best: bool = False) -> None:
-        documents = self.recipe.task.describe(self.settings, self.data)
+        documents = self.recipe.task.describe(self.settings, self.data, dtype=self.options.dtype)
         with self._recorded(log):
             self.trainer.confirm()
         path = self.trainer.save(self.run.checkpoints, documents=documents, best=best)
@@ -221,11 +227,27 @@ class Session:
             raise
 
 
-def make_trainer(recipe: Recipe, settings: AnySettings, options: Options, backend: Backend, data: AnyData) -> Trainer:
-    """The trainer of a recipe's model on a backend; raises :class:`DataError` if the data do not fit the model."""
+def make_trainer(
+    recipe: Recipe,
+    settings: AnySettings,
+    options: Options,
+    backend: Backend,
+    data: AnyData,
+    start: Pretrained | None = None,
+    notes: list[str] | None = None,
+) -> Trainer:
+    """The trainer of a recipe's model on a backend, from initial weights or from those of a trained model.
+
+    Lines on what became of the latter are added to ``notes``.  Raises :class:`DataError` if the data do not fit the
+    model.
+    """
     task = recipe.task
     settings = task.fit(settings, data)
     model = recipe.build(settings, options.seed).to(backend, options.dtype)
+    if start is not None:
+        carried, said = task.carry(start, settings, data, model.state())
+        model.load_state(carried, str(start.where))
+        (notes if notes is not None else []).extend([*start.notes, *said])
     if options.grow_from is not None:
         grown = task.grown(options.grow_from, settings, data, seed=options.seed, dtype=options.dtype)
         model.load_state(grown, str(options.grow_from))
@@ -237,14 +259,14 @@ def make_trainer(recipe: Recipe, settings: AnySettings, options: Options, backen
     )  # fmt: skip
 
 
-def _fit(recipe: Recipe, preset: str, settings: Any, data: AnyData) -> Any:
-    """The settings with what follows from the data.
+def _fit(recipe: Recipe, unchanged: Any, settings: Any, data: AnyData) -> Any:
+    """The settings with what follows from the data; ``unchanged`` are those without the user's changes.
 
     Raises:
         ConfigError: if the user asked for something else.
     """
     fitted = recipe.task.fit(settings, data)
-    before, asked, after = map(settings_to_dict, (recipe.settings(preset), settings, fitted))
+    before, asked, after = map(settings_to_dict, (unchanged, settings, fitted))
     for section, options in after.items():
         for key, value in options.items():
             if before[section][key] != asked[section][key] != value:
@@ -253,6 +275,15 @@ def _fit(recipe: Recipe, preset: str, settings: Any, data: AnyData) -> Any:
                     "leave it out"
                 )
     return fitted
+
+
+def _opened(source: Path | None) -> Pretrained | None:
+    """The trained model to start from."""
+    if source is None:
+        return None
+    from xpformer.training.pretrained import open_start
+
+    return open_start(source)
 
 
 def _holds_something(out: Path) -> bool:
@@ -282,7 +313,9 @@ def start(
     recipe_file = find_recipe(name)
     recipe = load_recipe(recipe_file)
     preset = preset or recipe.default
-    settings = recipe.settings(preset, changes)
+    recipe.task.check_source(options.start_from)
+    if options.start_from is None:
+        recipe.settings(preset, changes)  # a wrong name shows before anything is read
     backend = get_backend(options.backend, options.matmul_precision)
     threads = thread_count(backend, options.threads)
     out = options.out
@@ -291,9 +324,13 @@ def start(
             f"{out}: is not empty; a run is never written over: go on with xpformer resume {shlex.quote(str(out))}, "
             "or take another --out"
         )
+    begun = _opened(options.start_from)
+    adopted = None if begun is None else recipe.task.adopt(begun)
+    unchanged, settings = recipe.settings(preset, (), adopted), recipe.settings(preset, changes, adopted)
     data = recipe.read_data(options.data, settings, options.seed)
-    settings = _fit(recipe, preset, settings, data)
-    trainer = make_trainer(recipe, settings, options, backend, data)
+    settings = _fit(recipe, unchanged, settings, data)
+    notes: list[str] = []
+    trainer = make_trainer(recipe, settings, options, backend, data, begun, notes)
     config = {
         "recipe": recipe.name,
         "preset": preset,
@@ -306,6 +343,9 @@ def start(
     }
     if options.grow_from is not None:
         config["grown_from"] = str(options.grow_from.resolve())
+    if options.start_from is not None:
+        source = options.start_from
+        config["started_from"] = str(source.resolve() if source.exists() else source)  # a name on the hub is no path
     manifest = environment_manifest() | {
         "arguments": list(arguments),
         "backend": backend.spec,
@@ -322,7 +362,9 @@ def start(
     path = out or default_run_path(Path("runs"), recipe.name)
     run = Run.create(path, config=config, recipe_text=recipe_file.read_text(encoding="utf-8"), manifest=manifest)
     run.require_space((settings.train.keep + 2) * size)  # those kept, the best, and the one being written
-    return Session(run, recipe, settings, options, trainer, data)
+    session = Session(run, recipe, settings, options, trainer, data)
+    session.notes = notes
+    return session
 
 
 def resume(
@@ -352,11 +394,15 @@ def resume(
     if sharing is None and threads == stored:
         sharing = run.manifest.get("sharing", "batch")
     began = any(run.checkpoints.glob("step_*"))
-    source = None if began or not config.get("grown_from") else Path(config["grown_from"])
-    options = Options(spec, config["dtype"], config["seed"], threads, data, Path(path), source, precision, sharing)
+    sources = (config.get(key) for key in ("grown_from", "started_from"))
+    grown, started = (None if began or not source else Path(source) for source in sources)
+    options = Options(
+        spec, config["dtype"], config["seed"], threads, data, Path(path), grown, precision, sharing, started
+    )
     saved, notes = checkpoint.newest(run.checkpoints) if began else (None, [])
     loaded = load_data(run, recipe, settings, config, saved, data)
-    trainer = make_trainer(recipe, settings, options, used, loaded)
+    begun = _opened(started)
+    trainer = make_trainer(recipe, settings, options, used, loaded, begun)
     if saved is not None:
         trainer.restore(saved)
     now = environment_manifest() | {

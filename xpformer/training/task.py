@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from xpformer.array import HostArray
 from xpformer.errors import ConfigError, DataError
@@ -22,6 +23,9 @@ from xpformer.training.checkpoint import Checkpoint
 from xpformer.training.config import TrainConfig
 from xpformer.training.objective import Objective
 from xpformer.training.trainer import Batches, Progress
+
+if TYPE_CHECKING:
+    from xpformer.interop.pretrained import Pretrained
 
 SPLITS = {"val": "validation", "validation": "validation", "test": "test", "train": "train"}
 """What a user may call a split, and its name."""
@@ -63,14 +67,14 @@ class Task(ABC, Generic[S, D]):
     """The dataclass whose sections ``--set`` reaches."""
     data: ClassVar[type[Any]]
     """What a recipe's ``load_data`` gives."""
-    model_type: ClassVar[str]
-    """In a checkpoint's ``config.json``."""
     documents: ClassVar[tuple[str, ...]]
     """The files beside a checkpoint's weights."""
     measures: ClassVar[tuple[str, ...]]
     """Of ``loss`` and ``accuracy``, those that are shown while a run trains."""
     best: ClassVar[str]
     """The figure that the best weights have the best of."""
+    starts_from: ClassVar[type[Any] | None] = None
+    """The configuration of the trained models that go on learning, ``None`` where models start from nothing."""
 
     # ---- from settings to a trainer ---------------------------------------------------------------------------------
 
@@ -107,8 +111,8 @@ class Task(ABC, Generic[S, D]):
         """The shape of one input, and the number of ids where it holds ids, else 0."""
 
     @abstractmethod
-    def describe(self, settings: S, data: D) -> dict[str, object]:
-        """The documents beside a checkpoint's weights, by file name."""
+    def describe(self, settings: S, data: D, *, dtype: str = "float32") -> dict[str, object]:
+        """The documents beside a checkpoint's weights, which are of ``dtype``, by file name."""
 
     def grown(self, run: Path, settings: S, data: D, *, seed: int, dtype: str) -> dict[str, HostArray]:
         """Initial weights that continue a smaller model, the best of ``run``.
@@ -117,6 +121,37 @@ class Task(ABC, Generic[S, D]):
             ConfigError: if this task's models do not grow, or these two differ in more than depth.
         """
         raise ConfigError(f"--grow-from {run}: only language models grow; leave it out")
+
+    # ---- from a trained model ---------------------------------------------------------------------------------------
+
+    def check_source(self, source: Path | None) -> None:
+        """Raise :class:`ConfigError` where the name of a model to start from is missing, or is no use."""
+        if source is None and self.starts_from is not None:
+            raise ConfigError("which model? name a directory of one that is trained, or a run: --from DIR")
+        if source is not None and self.starts_from is None:
+            raise ConfigError(f"--from {source}: only vit-finetune and gpt-finetune go on from a trained model")
+
+    def adopt(self, start: Pretrained) -> dict[str, Any]:
+        """The options, by section, that come from a trained model and not from the recipe.
+
+        Raises:
+            ConfigError: if it is a model of another kind.
+        """
+        kinds = type(start.config), self.starts_from or type(None)
+        if kinds[0] is not kinds[1]:
+            found, expected = (kind.__name__.removesuffix("Config") for kind in kinds)
+            raise ConfigError(f"--from {start.where}: holds a {found}, expected a {expected}")
+        return {"model": asdict(start.config)}
+
+    def carry(
+        self, start: Pretrained, settings: S, data: D, initial: Mapping[str, HostArray]
+    ) -> tuple[dict[str, HostArray], list[str]]:
+        """Weights that continue a trained model, and one line on each thing that was changed.
+
+        Raises:
+            ConfigError: if the two shapes differ in more than can change.
+        """
+        raise NotImplementedError(f"{type(self).__name__} starts from no trained model")
 
     # ---- what people see --------------------------------------------------------------------------------------------
 
@@ -150,13 +185,6 @@ def check_split(name: str) -> str:
     if name not in SPLITS:
         raise ConfigError(f"unknown split {name!r}; it is val, test or train")
     return SPLITS[name]
-
-
-def model_document(task: Task[Any, Any], model: Mapping[str, Any]) -> dict[str, object]:
-    """A checkpoint's ``config.json`` with the model's options."""
-    import xpformer
-
-    return {"model_type": task.model_type, "xpformer_version": xpformer.__version__, **model}
 
 
 def check_data(name: str, data: object, task: Task[Any, Any]) -> None:

@@ -7,11 +7,13 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from xpformer.array import HostArray
 from xpformer.backend import get_backend
 from xpformer.data.tokenizers import Tokenizer
 from xpformer.errors import CheckpointError, ConfigError, DataError, RunError
+from xpformer.interop.families import adopted, class_names
 from xpformer.layers import Layer
 from xpformer.training import checkpoint
 from xpformer.training.log import Log
@@ -20,6 +22,7 @@ from xpformer.training.parallel import Workers, thread_count
 from xpformer.training.recipe import Recipe, load_recipe, settings_from_dict
 from xpformer.training.run import Run
 from xpformer.training.task import AnyData, AnySettings, Task
+from xpformer.training.tasks.images import ImageTask
 from xpformer.training.tasks.text import TextTask
 from xpformer.training.trainer import Batches, evaluate
 
@@ -50,7 +53,7 @@ def read_config(run: Run) -> tuple[Recipe, Any, dict[str, Any]]:
     check_options(str(run.path / "config.json"), config["seed"], config["dtype"])
     config.setdefault("matmul_precision", "highest")  # of runs that are older than the choice
     texts = (("backend", (str,)), ("matmul_precision", (str,)))
-    for key, kinds in (*texts, ("data", (str, type(None))), ("grown_from", (str, type(None)))):
+    for key, kinds in (*texts, *((key, (str, type(None))) for key in ("data", "grown_from", "started_from"))):
         if not isinstance(config.get(key), kinds):
             raise RunError(f"{run.path / 'config.json'}: {key} is {config[key]!r}, expected a text; is it edited?")
     return recipe, settings_from_dict(config["settings"], recipe.task.settings), config
@@ -118,11 +121,16 @@ class Trained:
             raise DataError(f"{self.saved.directory / 'tokenizer.json'}: {error}") from error
 
     @property
+    def step(self) -> int:
+        """Of the checkpoint."""
+        return self.saved.step
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """The classes, in the order of the logits."""
         config = self.saved.documents["config.json"]
         assert isinstance(config, dict)
-        return tuple(config["class_names"])
+        return class_names(str(self.saved.directory / "config.json"), config)
 
     @property
     def preprocessor(self) -> dict[str, Any]:
@@ -130,6 +138,11 @@ class Trained:
         document = self.saved.documents["preprocessor.json"]
         assert isinstance(document, dict)
         return document
+
+    def picture(self, path: Path, *, invert: Literal["auto"] | bool = "auto") -> HostArray:
+        """A picture file as a model of images takes it."""
+        assert isinstance(self.task, ImageTask)
+        return self.task.picture(self.settings, path, invert=invert)
 
     def data(self, folder: Path | None = None) -> Any:
         """The run's data set."""
@@ -168,7 +181,8 @@ def load_trained(
         if not isinstance(saved.documents.get(name), dict):
             raise CheckpointError(f"{saved.directory}: lacks {name}")
     model = recipe.build(settings, config["seed"]).to(used, config["dtype"])
-    model.load_state(saved.tensors["model"], str(saved.directory))
+    weights = adopted(saved.documents["config.json"], model, saved.tensors["model"], str(saved.directory))
+    model.load_state(weights, str(saved.directory))
     return Trained(run, model, saved, settings, recipe, config)
 
 

@@ -15,6 +15,7 @@ import msgspec
 
 from xpformer.array import HostArray, spans
 from xpformer.errors import CheckpointError, NonFiniteError
+from xpformer.interop.families import adopted, published
 from xpformer.layers import Context, Layer, Observer
 from xpformer.memory import bytes_of
 from xpformer.optim import clip_scale, global_norm
@@ -334,14 +335,16 @@ class Trainer:
         return {"model": self.ema.to_host(), "optimizer": self.optimizer.to_host(), "training": weights}
 
     def save(self, directory: Path, *, documents: Mapping[str, object], best: bool = False) -> Path:
-        """Write a checkpoint of the present step."""
+        """Write a checkpoint of the present step; the weights have the names that belong to its ``config.json``."""
         self.confirm()
         state = {"xpformer": "training-state", "seed": self.seed, **asdict(self.progress)}
         state = {k: (str(v) if isinstance(v, float) and not math.isfinite(v) else v) for k, v in state.items()}
+        tensors = self.tensors()
+        tensors["model"] = published(documents.get("config.json"), self.model, tensors["model"])
         return checkpoint.save(
             directory,
             self.progress.step,
-            tensors=self.tensors(),
+            tensors=tensors,
             documents={**documents, "state.json": state},
             keep=self.config.keep,
             best=best,
@@ -360,14 +363,16 @@ class Trainer:
             raise CheckpointError(f"{saved.directory}: holds {found}; this run needs {', '.join(sorted(wanted))}")
         if state.get("seed") != self.seed:
             raise CheckpointError(f"{saved.directory}: its seed is {state.get('seed')}, this run's {self.seed}")
-        weights = saved.tensors["training" if self.ema is not None else "model"]
-        for values in (weights, saved.tensors["model"]):
-            check_names(self.store.parameters, values, str(saved.directory))
+        where, config = str(saved.directory), saved.documents.get("config.json")
+        model = adopted(config, self.model, saved.tensors["model"], where)
+        weights = model if self.ema is None else saved.tensors["training"]
+        for values in (weights, model):
+            check_names(self.store.parameters, values, where)
         progress = _progress(state, saved)
         self.optimizer.load(saved.tensors["optimizer"])
-        self.model.load_state(weights, str(saved.directory))
+        self.model.load_state(weights, where)
         if self.ema is not None:
-            self.ema.load(saved.tensors["model"])
+            self.ema.load(model)
         self.progress = progress
         self._checked, self._good, self._finite = progress.step, 0, True
 

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
+from xpformer.array import HostArray
 from xpformer.data.augment import Augmentation
 from xpformer.data.batches import ImageBatches
+from xpformer.data.files import load_image
 from xpformer.data.images import ImageData
+from xpformer.data.preprocess import Preprocessor
 from xpformer.errors import DataError
+from xpformer.interop.families import describe
+from xpformer.interop.preprocessor import FILE
 from xpformer.layers import Layer
+from xpformer.models.tuning import HEAD, Tuning, tune
 from xpformer.models.vit import ViT, ViTConfig
 from xpformer.training.config import TrainConfig
 from xpformer.training.objective import Classification
-from xpformer.training.task import Task, model_document
+from xpformer.training.task import Task
 from xpformer.training.trainer import Progress
 
 
@@ -34,13 +41,13 @@ class Settings:
     train: TrainConfig
     augmentation: Augmentation = Augmentation()  # noqa: RUF009  (frozen)
     data: DataConfig = DataConfig()
+    tuning: Tuning = Tuning()  # noqa: RUF009  (frozen)
 
 
 class ImageTask(Task[Settings, ImageData]):
     """Classification: the best weights are those with the highest accuracy, then the lowest loss."""
 
     kind, settings, data = "images", Settings, ImageData
-    model_type = "xpformer-vit"
     documents = ("config.json", "preprocessor.json")
     measures = ("loss", "accuracy")
     best = "validation accuracy"
@@ -62,7 +69,9 @@ class ImageTask(Task[Settings, ImageData]):
 
     def build(self, settings: Settings, seed: int) -> Layer:
         """A ViT."""
-        return ViT(settings.model, seed=seed)
+        model = ViT(settings.model, seed=seed)
+        tune(model, settings.tuning, new=(HEAD,))
+        return model
 
     def batches(self, settings: Settings, data: ImageData, *, seed: int, dtype: str) -> ImageBatches:
         """Every image once an epoch."""
@@ -82,11 +91,30 @@ class ImageTask(Task[Settings, ImageData]):
         """(C, H, W)."""
         return (settings.model.channels, settings.model.image_size, settings.model.image_size), 0
 
-    def describe(self, settings: Settings, data: ImageData) -> dict[str, object]:
-        """The model's shape, and how an image becomes its input."""
+    def describe(self, settings: Settings, data: ImageData, *, dtype: str = "float32") -> dict[str, object]:
+        """The model's shape, and how an image becomes its input, for us and for Hugging Face.
+
+        While a LoRA learns, the weights are those of no other class; ``save_pretrained`` and ``convert`` merge it.
+        """
         shape = {"mean": list(data.mean), "std": list(data.std), "image_shape": list(data.image_shape)}
-        model = model_document(self, asdict(settings.model))
-        return {"config.json": model | {"class_names": list(data.classes)}, "preprocessor.json": shape}
+        return {
+            "config.json": describe(settings.model, data.classes, dtype, own=bool(settings.tuning.lora) or None),
+            "preprocessor.json": shape,
+            FILE: self.preprocessor(settings, shape).to_json(),
+        }
+
+    def preprocessor(self, settings: Settings, shape: Mapping[str, Any]) -> Preprocessor:
+        """What makes a picture file like the images that a model was trained on, by its ``preprocessor.json``."""
+        return Preprocessor(tuple(shape["image_shape"][1:]), mean=tuple(shape["mean"]), std=tuple(shape["std"]))
+
+    def picture(self, settings: Settings, path: Path, *, invert: Literal["auto"] | bool = "auto") -> HostArray:
+        """A picture file as the model takes it, (C, H, W) ``uint8``."""
+        model = settings.model
+        return load_image(path, (model.channels, model.image_size, model.image_size), invert=invert)
+
+    def splits(self, data: ImageData) -> tuple[str, ...]:
+        """Test only where there are such images."""
+        return ("train", "validation", "test") if len(data.test) else ("train", "validation")
 
     def sizes(self, data: ImageData) -> str:
         """Images by split."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -13,12 +13,15 @@ from xpformer.data.corpora import corpus_data
 from xpformer.data.text import TextData
 from xpformer.data.tokenizers import UNKNOWN, Unknown
 from xpformer.errors import ConfigError, suggest
+from xpformer.interop.assets import ends_of_text, tokenizer_config
+from xpformer.interop.families import describe
 from xpformer.layers import Layer
 from xpformer.models.gpt import GPT, GPTConfig
+from xpformer.models.tuning import Tuning, tune
 from xpformer.training.checkpoint import Checkpoint
 from xpformer.training.config import TrainConfig
 from xpformer.training.objective import LanguageModelling
-from xpformer.training.task import Task, model_document
+from xpformer.training.task import Task
 from xpformer.training.trainer import Progress
 
 
@@ -32,7 +35,7 @@ class TextConfig:
 
     tokenizer: str = "characters"
     """``characters``, ``bytes``, ``bpe`` (trained on the training part), ``gpt2``, or the path of a
-    ``tokenizer.json``."""
+    ``tokenizer.json`` or of a folder with GPT-2's two files."""
     vocabulary: int = 0
     """Tokens of a new BPE, 0 for 1,024; or how many ids there are in files of tokens that have no tokenizer."""
     validation: float = 0.1
@@ -68,6 +71,7 @@ class TextSettings:
     model: GPTConfig
     train: TrainConfig
     data: TextConfig = TextConfig()
+    tuning: Tuning = Tuning()  # noqa: RUF009  (frozen)
 
 
 def corpus(name: str) -> Callable[[Path | None, TextConfig], TextData]:
@@ -91,7 +95,6 @@ class TextTask(Task[TextSettings, TextData]):
     """Language modelling: the best weights are those with the lowest loss on the validation part."""
 
     kind, settings, data = "text", TextSettings, TextData
-    model_type = "xpformer-gpt"
     documents = ("config.json",)
     measures = ("loss",)
     best = "validation loss"
@@ -102,8 +105,8 @@ class TextTask(Task[TextSettings, TextData]):
 
     def remembered(self, settings: TextSettings, saved: Checkpoint) -> TextSettings:
         """With the tokenizer that the checkpoint holds in place of files, which may have gone."""
-        outside = settings.data.tokenizer == "gpt2" or settings.data.tokenizer.endswith(".json")
-        if not outside or "tokenizer.json" not in saved.documents:
+        own = settings.data.tokenizer in ("characters", "bytes", "bpe")
+        if own or "tokenizer.json" not in saved.documents:
             return settings
         return replace(settings, data=replace(settings.data, tokenizer=str(saved.directory / "tokenizer.json")))
 
@@ -114,7 +117,9 @@ class TextTask(Task[TextSettings, TextData]):
 
     def build(self, settings: TextSettings, seed: int) -> Layer:
         """A GPT."""
-        return GPT(settings.model, seed=seed)
+        model = GPT(settings.model, seed=seed)
+        tune(model, settings.tuning)
+        return model
 
     def grown(
         self, run: Path, settings: TextSettings, data: TextData, *, seed: int, dtype: str
@@ -129,7 +134,7 @@ class TextTask(Task[TextSettings, TextData]):
         if trained.saved.documents.get("tokenizer.json") != self.describe(settings, data).get("tokenizer.json"):
             raise ConfigError(f"--grow-from {run}: has another tokenizer, so its weights mean other tokens")
         initial = self.build(settings, seed).to("numpy", dtype).state()
-        old = trained.saved.tensors["model"]
+        old = trained.model.state()
         try:
             return grow_state(old, trained.settings.model, initial, settings.model, new="identity")
         except ConfigError as error:
@@ -154,10 +159,14 @@ class TextTask(Task[TextSettings, TextData]):
         """(T,) ids."""
         return (settings.model.context,), settings.model.vocabulary
 
-    def describe(self, settings: TextSettings, data: TextData) -> dict[str, object]:
+    def describe(self, settings: TextSettings, data: TextData, *, dtype: str = "float32") -> dict[str, object]:
         """The model's shape and its tokenizer."""
-        found: dict[str, object] = {"config.json": model_document(self, asdict(settings.model))}
-        return found | ({"tokenizer.json": data.tokenizer.to_json()} if data.tokenizer else {})
+        carried, own = ends_of_text(data.tokenizer), bool(settings.tuning.lora) or None
+        found: dict[str, object] = {"config.json": describe(settings.model, (), dtype, carried=carried, own=own)}
+        if data.tokenizer is None:
+            return found
+        how = tokenizer_config(data.tokenizer, settings.model.context)
+        return found | {"tokenizer.json": data.tokenizer.to_json(), "tokenizer_config.json": how}
 
     def splits(self, data: TextData) -> tuple[str, ...]:
         """Test only where a share of the text is set apart for it."""

@@ -1,0 +1,241 @@
+"""Runs that go on from trained models: of transformers, of ours; resumed, evaluated, exported, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.training.faults import Faults
+from tests.training.runs import begin, differences, outcome
+from tests.training.tasks import test_text
+from xpformer import load
+from xpformer.analysis.measure import HUGGING_FACE, equal, same_bits
+from xpformer.data.images import normalize
+from xpformer.data.preprocess import Preprocessor
+from xpformer.data.tokenizers import BytePairs
+from xpformer.errors import CheckpointError, ConfigError, DataError
+from xpformer.generation import generate
+from xpformer.models.tuning import merged_state
+from xpformer.rng import host_generator
+from xpformer.training import fs
+from xpformer.training.session import Options, Session, resume, start
+from xpformer.training.trained import evaluate_run, load_trained
+
+Image = pytest.importorskip("PIL.Image", reason="needs Pillow")
+
+TEXT = "".join("abc de.\n"[i] for i in host_generator(0, "text").integers(0, 8, 600))
+FEW = ("steps=6", "batch_size=4", "evaluate_every=3", "warmup_steps=0")
+
+
+@pytest.fixture(autouse=True)
+def _no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fs, "_call", Faults())
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two kinds of coloured pictures of odd sizes, told apart by their brightness."""
+    folder, draw = tmp_path_factory.mktemp("pictures"), host_generator(0, "pictures")
+    for name, shade in (("dark", 0), ("light", 150)):
+        (folder / name).mkdir()
+        for i in range(12):
+            pixels = draw.integers(shade, shade + 100, (17 + i, 23, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory of transformers, with a processor."""
+    transformers = pytest.importorskip("transformers")
+    from tests.interop import theirs
+
+    folder = theirs.save(theirs.vit(num_channels=3), tmp_path_factory.mktemp("vit"))
+    how = {"size": {"height": 15, "width": 15}, "resample": 3, "image_mean": [0.4] * 3, "image_std": [0.3] * 3}
+    transformers.ViTImageProcessor(**how).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def gpt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory of transformers with GPT-2's two files, and a model that has one id more than they."""
+    pytest.importorskip("transformers")
+    from tests.interop import theirs
+
+    tokenizer = BytePairs.train(TEXT, 270)
+    model = theirs.gpt2(vocab_size=tokenizer.size + 1)
+    folder = theirs.save(model, tmp_path_factory.mktemp("gpt"))
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(tokenizer.vocabulary)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in tokenizer.merges))
+    return folder
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT)
+    return path
+
+
+def tuned(recipe: str, source: Path | None, data: Path | None, out: Path, *changes: str, **options: Any) -> Session:
+    preset = options.pop("preset", None)
+    how = Options(threads=1, start_from=source, data=data, out=out, **options)
+    return start(recipe, how, preset=preset, changes=[*FEW, *changes])
+
+
+@pytest.mark.parametrize("preset", ["full", "lora", "head"])
+def test_a_vit_of_transformers(vit: Path, pictures: Path, tmp_path: Path, preset: str) -> None:
+    import torch
+
+    from tests.interop import theirs
+
+    rank = ("rank=2",) if preset == "lora" else ()
+    session = tuned("vit-finetune", vit, pictures, tmp_path / "run", *rank, preset=preset)
+    assert session.notes == ["a new head of 2 classes in place of the old one of 7"]
+    assert session.settings.model.classes == 2
+    assert session.settings.preprocessor == Preprocessor((15, 15), "bicubic", mean=(0.4,) * 3, std=(0.3,) * 3)
+    model, before = session.trainer.model, load(vit).state()
+    assert (model.count_parameters(trainable=True) < model.count_parameters()) == (preset != "full")
+    assert session.train() == "finished"
+    after = merged_state(model)
+    moved = {n.partition(".")[0] for n, a in after.items() if n in before and not np.array_equal(a, before[n])}
+    everything = {"embedding", "token", "positions", "blocks", "norm", "head"}
+    assert moved == {"full": everything, "lora": {"blocks", "head"}, "head": {"head"}}[preset]
+
+    trained = load_trained(tmp_path / "run")
+    assert trained.class_names == ("dark", "light")
+    result = evaluate_run(trained, None, session.data)
+    assert (result.split, result.count) == ("validation", 2)
+    picture = trained.task.picture(trained.settings, pictures / "dark" / "3.png")
+    assert np.array_equal(picture, session.settings.preprocessor.read(pictures / "dark" / "3.png", 3))
+    inverted = trained.task.picture(trained.settings, pictures / "dark" / "3.png", invert=True)
+    assert np.array_equal(inverted, 255 - picture)
+
+    trained.model.save_pretrained(tmp_path / "out")
+    theirs_again = theirs.reopen(tmp_path / "out", theirs.ViTForImageClassification)
+    x = normalize(picture[None], (0.4,) * 3, (0.3,) * 3)
+    found = trained.model.backend.to_numpy(trained.model(x))
+    assert equal("logits", found, theirs.logits(theirs_again, torch.tensor(x)), HUGGING_FACE["float32"]).ok
+
+
+def test_another_image_size_and_the_same_classes(vit: Path, pictures: Path, tmp_path: Path) -> None:
+    first = tuned("vit-finetune", vit, pictures, tmp_path / "first")
+    first.train()
+    again = tuned("vit-finetune", tmp_path / "first", pictures, tmp_path / "again", "image_size=25", "validation=4")
+    assert again.notes == ["positions interpolated from 3 x 3 to 5 x 5 patches"]  # and the head stays
+    assert again.data.image_shape == (3, 25, 25)
+    assert len(again.data.validation) == 4
+    best = load_trained(tmp_path / "first").model.state()
+    head = again.trainer.model.state()["head.output.weight"]
+    assert same_bits("head", head, best["head.output.weight"]).ok
+    again.train()
+    how = load_trained(tmp_path / "again").preprocessor
+    assert (how["image_shape"], how["resize"], how["resample"]) == ([3, 25, 25], [25, 25], "bicubic")
+
+
+def test_a_run_is_resumed_to_the_same_bits(vit: Path, pictures: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"preset": "lora", "seed": 3}
+    whole = tuned("vit-finetune", vit, pictures, tmp_path / "whole", "rank=2", **options)
+    whole.train()
+    tuned("vit-finetune", vit, pictures, tmp_path / "part", "rank=2", **options)
+    part, _ = resume(tmp_path / "part")  # died before its first checkpoint: it starts from the model again
+    part.train(max_steps=2)
+    part, _ = resume(tmp_path / "part")
+    assert part.trainer.model.state().keys() == whole.trainer.model.state().keys()
+    assert any(name.endswith("lora_a") for name in part.trainer.model.state())
+    part.train()
+    assert not differences(outcome(part.run), outcome(whole.run))
+    with pytest.raises(CheckpointError, match=r"holds a LoRA that is not merged; name the run itself"):
+        load(tmp_path / "whole" / "checkpoints" / "best")
+    best = merged_state(load_trained(tmp_path / "whole").model)
+    again = tuned("vit-finetune", tmp_path / "whole", pictures, tmp_path / "again").trainer.model.state()
+    assert again.keys() == best.keys()
+    assert all(same_bits(n, a, best[n]).ok for n, a in again.items())
+
+
+@pytest.mark.parametrize("preset", ["full", "lora"])
+def test_a_gpt_of_transformers(gpt: Path, text: Path, tmp_path: Path, preset: str) -> None:
+    import torch
+
+    from tests.interop import theirs
+
+    rank = ("rank=2",) if preset == "lora" else ()
+    session = tuned("gpt-finetune", gpt, text, tmp_path / "run", *rank, "context=8", "samples=1", preset=preset)
+    assert session.notes == ["context 8 of 11: the later positions are left out"]
+    assert session.settings.model.vocabulary == session.data.vocabulary + 1
+    assert session.train() == "finished"
+    trained = load_trained(tmp_path / "run")
+    (written,) = generate(trained.model, trained.tokenizer, ["abc"], tokens=5)
+    assert len(written.tokens) == 5
+    assert resume(tmp_path / "run")[0].complete  # by the tokenizer that the checkpoint keeps
+    trained.model.save_pretrained(tmp_path / "out")
+    model = theirs.reopen(tmp_path / "out", theirs.GPT2LMHeadModel)
+    ids = torch.tensor([[3, 1, 4, 1, 5]])
+    expected = theirs.logits(model, ids)
+    assert equal("logits", trained.model(ids.numpy()), expected, HUGGING_FACE["float32"]).ok
+
+
+def test_runs_of_ours_go_on(pictures: Path, text: Path, tmp_path: Path) -> None:
+    bands = begin(tmp_path, "steps=2")
+    bands.train()
+    session = tuned("vit-finetune", bands.run.path, pictures, tmp_path / "pictures")
+    assert session.data.image_shape == (1, 6, 6)  # gray, as the model
+    assert session.settings.preprocessor == Preprocessor((6, 6), mean=(0.4,), std=(0.2,))
+    session.train()
+
+    words = begin(tmp_path, "tokenizer=bytes", text=test_text.RECIPE, name="words")
+    words.train(max_steps=2)
+    session = tuned("gpt-finetune", words.run.path, text, tmp_path / "text", "samples=0")
+    state = session.trainer.model.state()
+    assert all(same_bits(n, a, state[n]).ok for n, a in load_trained(words.run.path).model.state().items())
+    session.train()
+    assert session.notes == []
+
+
+def test_what_cannot_go_on(vit: Path, gpt: Path, pictures: Path, text: Path, tmp_path: Path) -> None:
+    large = tmp_path / "large.json"
+    large.write_text(json.dumps(BytePairs.train(TEXT, 280).to_json()))
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    cases: list[tuple[str, Path | None, Path | None, tuple[str, ...], type[Exception], str]] = [
+        ("vit-finetune", None, pictures, (), ConfigError, r"which model\? name a directory .* --from DIR"),
+        ("vit-digits", vit, None, (), ConfigError, r"--from .*: only vit-finetune and gpt-finetune go on"),
+        ("vit-finetune", gpt, pictures, (), ConfigError, r"--from .*: holds a GPT, expected a ViT"),
+        ("gpt-finetune", vit, text, (), ConfigError, r"--from .*: holds a ViT, expected a GPT"),
+        ("vit-finetune", pictures, pictures, (), CheckpointError, r"has no config\.json; expected"),
+        ("vit-finetune", vit, None, (), DataError, r"which pictures\? .* --data folder:DIR"),
+        ("gpt-finetune", gpt, None, (), DataError, r"which text\?"),
+        ("gpt-finetune", gpt, tmp_path / "latin.txt", (), DataError, r"latin\.txt: is not UTF-8: byte 3 is 0xe9"),
+        ("vit-finetune", vit, pictures, ("model.dim=15",), ConfigError, r"model\.dim = 15: the weights are for 12"),
+        ("vit-finetune", vit, pictures, ("classes=3",), ConfigError, r"model\.classes = 3: follows from the data"),
+        ("vit-finetune", vit, pictures, ('freeze=["block.*"]',), ConfigError, r"freeze: 'block\.\*' matches no param"),
+        ("vit-finetune", vit, pictures, ('lora=["*.qkv"]', "rank=0"), ConfigError, r"rank = 0 is less than 1"),
+        ("vit-finetune", vit, pictures, ('lora=["*.qkv"]', "rank=13"), ConfigError, r"rank = 13 is outside 1 to 12"),
+        ("gpt-finetune", gpt, text, ("context=12",), ConfigError, r"context = 12: the weights are for at most 11"),
+        ("gpt-finetune", gpt, text, (f"tokenizer={large}",), ConfigError, r"has 280 tokens, the model 271"),
+    ]  # fmt: skip
+    for recipe, source, data, changes, kind, message in cases:
+        with pytest.raises(kind, match=message) as error:
+            tuned(recipe, source, data, tmp_path / "run", *changes)
+        assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_without_a_tokenizer_or_processor(
+    vit: Path, gpt: Path, pictures: Path, text: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    bare = [shutil.copytree(source, tmp_path / source.name) for source in (vit, gpt)]
+    for name in ("preprocessor_config.json", "vocab.json", "merges.txt"):
+        for folder in bare:
+            (folder / name).unlink(missing_ok=True)
+    session = tuned("vit-finetune", bare[0], pictures, tmp_path / "a")
+    assert session.settings.preprocessor == Preprocessor((15, 15))
+    with pytest.raises(ConfigError, match=r"came without a tokenizer, .*; name its own: --set data\.tokenizer="):
+        tuned("gpt-finetune", bare[1], text, tmp_path / "b")
+    session = tuned("gpt-finetune", bare[1], text, tmp_path / "c", f"tokenizer={gpt}")
+    assert session.data.vocabulary == 270

@@ -1,0 +1,153 @@
+"""Image folders: one subfolder a class, its pictures anywhere below."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from xpformer.data.images import ImageData, ImageSet
+from xpformer.data.preprocess import Preprocessor
+from xpformer.data.splits import stratified
+from xpformer.errors import ConfigError, DataError, suggest
+
+IN_MEMORY = 2**29
+"""Bytes of decoded images up to which a data set is kept in memory; of a larger one each batch is decoded anew."""
+SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
+"""Of the files that are taken for pictures; others are passed over."""
+_VALIDATION = ("validation", "val", "valid")
+
+
+class FileImages:
+    """Images in files that look like an array (N, C, H, W) of ``uint8``: decoded when they are asked for.
+
+    One thread decodes at a time: reading a picture silences warnings, which is a state of the whole process.
+    """
+
+    dtype, ndim = np.dtype(np.uint8), 4
+    _one_at_a_time = threading.Lock()
+
+    def __init__(self, files: Sequence[Path], how: Preprocessor, channels: int) -> None:
+        self.files, self.how = np.asarray(files, dtype=object), how
+        self.shape = (len(files), channels, *how.shape)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: Any) -> npt.NDArray[np.uint8]:
+        chosen = self.files[index]
+        with self._one_at_a_time:
+            if isinstance(chosen, Path):
+                return self.how.read(chosen, self.shape[1])
+            pixels = np.empty((len(chosen), *self.shape[1:]), np.uint8)
+            for image, file in zip(pixels, chosen, strict=True):
+                image[...] = self.how.read(file, self.shape[1])
+        return pixels
+
+
+def load_folder(
+    folder: Path,
+    how: Preprocessor,
+    channels: int,
+    *,
+    validation: int = 0,
+    seed: int = 0,
+    in_memory: int = IN_MEMORY,
+) -> ImageData:
+    """The pictures of a folder as a data set; the classes are the names of its subfolders, sorted.
+
+    Where the subfolders are ``train``, and perhaps ``validation`` (or ``val``) and ``test``, those are the splits and
+    the classes lie in them.  Without a validation split, some pictures of each class are held out by ``seed``; without
+    a test split there is none.
+
+    Args:
+        folder: with the subfolders.
+        how: a picture becomes pixels.
+        channels: 1 for gray, 3 for colour.
+        validation: pictures held out, in proportion to the classes; 0 takes a tenth.
+        seed: of the choice.
+        in_memory: bytes of pixels that are kept.
+
+    Raises:
+        DataError: if there is no such folder, a class has no picture, there are fewer than two classes, or a picture
+            cannot be read.
+        ConfigError: if nothing is left to train or to choose by.
+    """
+    inside = _folders(folder)
+    divided = "train" in inside
+    held = next((name for name in _VALIDATION if divided and name in inside), None)
+    classes, train = _files(inside["train"] if divided else folder)
+    splits = {"train": train, "validation": None, "test": None}
+    for split, name in (("validation", held), ("test", "test" if divided and "test" in inside else None)):
+        if name is not None:
+            splits[split] = _files(inside[name], classes)[1]
+    if splits["validation"] is None:
+        splits["train"], splits["validation"] = _hold_out(train, validation, seed, folder)
+    count = sum(len(files) for files in splits.values() if files)
+    small = count * channels * how.shape[0] * how.shape[1] <= in_memory
+
+    def image_set(files: list[tuple[Path, int]] | None) -> ImageSet:
+        images = FileImages([file for file, _ in files or ()], how, channels)
+        labels = np.array([label for _, label in files or ()], np.int64)
+        return ImageSet(images[:] if small else cast("npt.NDArray[np.uint8]", images), labels, classes)
+
+    sets = {split: image_set(files) for split, files in splits.items()}
+    return ImageData(folder.resolve().name, **sets, mean=how.mean, std=how.std)
+
+
+def _folders(folder: Path) -> dict[str, Path]:
+    """The subfolders by name, sorted; hidden ones are none."""
+    try:
+        return {path.name: path for path in sorted(folder.iterdir()) if path.is_dir() and path.name[0] not in "._"}
+    except OSError as error:
+        raise DataError(
+            f"{folder}: cannot be read: {error.strerror}; expected a folder with one subfolder of pictures a class"
+        ) from error
+
+
+def _files(folder: Path, known: tuple[str, ...] = ()) -> tuple[tuple[str, ...], list[tuple[Path, int]]]:
+    """The classes of a split and its pictures with their labels; with ``known`` classes others are errors."""
+    found = _folders(folder)
+    classes = known or tuple(found)
+    for name in found.keys() - set(classes):
+        raise DataError(f"{folder / name}: is no class of the training pictures; {suggest(name, classes)}")
+    if len(classes) < 2:
+        what = f"one class alone, {classes[0]}" if classes else "no subfolder"
+        raise DataError(f"{folder}: has {what}; expected a subfolder of pictures for each of at least two classes")
+    files: list[tuple[Path, int]] = []
+    for label, name in enumerate(classes):
+        pictures = _pictures(found[name]) if name in found else []
+        if not pictures and not known:
+            raise DataError(
+                f"{folder / name}: has no picture ({', '.join(sorted(SUFFIXES))}); put some in or remove it"
+            )
+        files += [(path, label) for path in pictures]
+    if not files:
+        raise DataError(f"{folder}: has no picture ({', '.join(sorted(SUFFIXES))}); put some in or remove it")
+    return classes, files
+
+
+def _pictures(folder: Path) -> list[Path]:
+    def refuse(error: OSError) -> NoReturn:
+        raise DataError(f"{error.filename}: cannot be read: {error.strerror}; allow it or take it away") from error
+
+    found = [Path(root) / name for root, _, names in os.walk(folder, onerror=refuse) for name in names]
+    return sorted(file for file in found if file.suffix.lower() in SUFFIXES and not file.name.startswith("."))
+
+
+def _hold_out(
+    files: list[tuple[Path, int]], size: int, seed: int, folder: Path
+) -> tuple[list[tuple[Path, int]], list[tuple[Path, int]]]:
+    """(rest, held out): ``size`` pictures, or a tenth, of all classes in proportion, chosen by ``seed``."""
+    size = size or max(1, round(len(files) / 10))
+    if not 0 < size < len(files):
+        raise ConfigError(
+            f"validation = {size} leaves none of the {len(files)} pictures in {folder} to train on; hold out fewer"
+        )
+    chosen = {int(i) for i in stratified(np.array([label for _, label in files]), size, seed)}
+    return [f for i, f in enumerate(files) if i not in chosen], [f for i, f in enumerate(files) if i in chosen]

@@ -1,0 +1,180 @@
+"""The kinds of models that can be read and written, and what stands in ``config.json`` of each.
+
+A configuration that Hugging Face's class can express is written as that class reads it.  Options of ours that it does
+not know and that change nothing of what the model computes stand in the key ``xpformer`` beside.  Any other
+configuration is written with a ``model_type`` of our own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from xpformer.errors import ConfigError, suggest
+from xpformer.interop import hf_gpt, hf_vit
+from xpformer.interop.documents import Read, are_names, changed, converted
+from xpformer.interop.layouts import HostArray, InMemory, Stored, Table, fetch, store
+from xpformer.models.gpt import GPT, GPTConfig
+from xpformer.models.model import Model
+from xpformer.models.vit import ViT, ViTConfig
+
+
+class Theirs(Protocol):
+    """What is known of a class of transformers: :mod:`xpformer.interop.hf_vit`, :mod:`xpformer.interop.hf_gpt`."""
+
+    MODEL_TYPE: str
+    ARCHITECTURE: str
+    FRESH: tuple[str, ...]
+
+    def lacks(self, config: Any, /) -> list[str]:
+        """The options that the class cannot have."""
+
+    def keys(self, config: Any, /) -> dict[str, Any]:
+        """The model's part of ``config.json``."""
+
+    def read_config(self, where: str, document: Mapping[str, Any], /) -> Read:
+        """The configuration that a document says."""
+
+    def rename(self, name: str, /) -> str:
+        """The name on disk of a tensor."""
+
+    def ignores(self, name: str, /) -> bool:
+        """Whether a tensor needs no place."""
+
+    def check(self, config: Any, stored: Stored, /) -> None:
+        """Raise :class:`CheckpointError` where tensors contradict the configuration."""
+
+    def table(self, config: Any, /) -> Table:
+        """Where every parameter stands."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of model, and its class in transformers."""
+
+    model: type[Model]
+    config: type[Any]
+    own_type: str
+    """The ``model_type`` of configurations that only we can read."""
+    theirs: Theirs
+
+
+VIT = Family(ViT, ViTConfig, "xpformer-vit", hf_vit)
+GPT2 = Family(GPT, GPTConfig, "xpformer-gpt", hf_gpt)
+FAMILIES = (VIT, GPT2)
+
+
+def family_of(config: Any) -> Family:
+    """The family of a model's configuration."""
+    for family in FAMILIES:
+        if isinstance(config, family.config):
+            return family
+    raise ConfigError(f"{type(config).__name__}: is the configuration of no model that can be written")
+
+
+def is_theirs(document: object) -> bool:
+    """Whether a ``config.json`` is one of Hugging Face's, and so the weights beside it have their names."""
+    return isinstance(document, Mapping) and document.get("model_type") in {f.theirs.MODEL_TYPE for f in FAMILIES}
+
+
+def describe(
+    config: Any,
+    class_names: tuple[str, ...],
+    dtype: str,
+    *,
+    carried: Mapping[str, Any] | None = None,
+    own: bool | None = None,
+) -> dict[str, Any]:
+    """``config.json``: ours where ``own``, theirs where not; by default theirs where it has a place for every option.
+
+    Args:
+        config: the model's.
+        class_names: of its classes, if they have names.
+        dtype: of the weights.
+        carried: keys of the file that the model was read from, which change nothing of what it computes.
+        own: which of the two.
+    """
+    import xpformer
+
+    family = family_of(config)
+    if is_own(config) if own is None else own:
+        names = {"class_names": list(class_names)} if class_names else {}
+        return {"model_type": family.own_type, "xpformer_version": xpformer.__version__, **asdict(config), **names}
+    document = {
+        "model_type": family.theirs.MODEL_TYPE,
+        "architectures": [family.theirs.ARCHITECTURE],
+        **({} if family is VIT else dict.fromkeys(("bos_token_id", "eos_token_id"))),
+        **(carried or {}),
+        **family.theirs.keys(config),
+        **(hf_vit.labels(class_names or default_names(config)) if family is VIT else {}),
+        "dtype": dtype,
+        "torch_dtype": dtype,  # the same, for transformers 4
+    }
+    read = family.theirs.read_config("config.json", document)
+    return document | {"xpformer": {"version": xpformer.__version__, **changed(config, read.config)}}
+
+
+def is_own(config: Any) -> bool:
+    """Whether Hugging Face's class lacks an option of the model."""
+    return bool(family_of(config).theirs.lacks(config))
+
+
+def default_names(config: ViTConfig) -> tuple[str, ...]:
+    """As transformers names classes that have none."""
+    return tuple(f"LABEL_{i}" for i in range(config.classes))
+
+
+def read_config(where: str, document: Mapping[str, Any]) -> tuple[Family, Read, list[str]]:
+    """A ``config.json`` of either kind: the family, what it says, and notes.
+
+    Raises:
+        ConfigError: naming the key that cannot be, and what was expected.
+    """
+    known = {name: f for f in FAMILIES for name in (f.own_type, f.theirs.MODEL_TYPE)}
+    model_type = document.get("model_type")
+    family = known.get(model_type) if isinstance(model_type, str) else None
+    if family is None:
+        raise ConfigError(
+            f"{where}: model_type is {model_type!r:.60}, an unknown architecture; {suggest(str(model_type), known)}"
+        )
+    if not is_theirs(document):
+        fields = {k: v for k, v in document.items() if k not in ("model_type", "xpformer_version", "class_names")}
+        names = document.get("class_names", [])
+        if not are_names(names):
+            raise ConfigError(f"{where}: class_names is {names!r:.60}, expected a list of printable texts")
+        return family, Read(converted(where, family.config, fields), tuple(names), {}, ()), []
+    read = family.theirs.read_config(where, document)
+    notes = [f"{where}: not known, and so not used: {', '.join(read.unknown)}"] if read.unknown else []
+    ours = document.get("xpformer", {})
+    if not isinstance(ours, Mapping):
+        raise ConfigError(f"{where}: xpformer is {ours!r:.60}, expected an object of options")
+    options = {k: v for k, v in ours.items() if k != "version"}
+    config = converted(f"{where}: xpformer", family.config, {**asdict(read.config), **options})
+    if is_own(config) or family.theirs.keys(config) != family.theirs.keys(read.config):
+        return family, read, [*notes, f"{where}: the options under xpformer contradict the others and are left out"]
+    return family, read._replace(config=config), notes
+
+
+def class_names(where: str, document: Mapping[str, Any]) -> tuple[str, ...]:
+    """Of a ``config.json`` of either kind."""
+    return read_config(where, document)[1].class_names
+
+
+def published(document: object, model: Any, values: Mapping[str, HostArray]) -> dict[str, HostArray]:
+    """Weights of ``model``, whose ``config`` is looked at, by the names that belong to a ``config.json``."""
+    if not is_theirs(document):
+        return dict(values)
+    return store(family_of(model.config).theirs.table(model.config), values)
+
+
+def adopted(document: object, model: Any, values: Mapping[str, HostArray], where: str) -> dict[str, HostArray]:
+    """The opposite of :func:`published`: weights beside a ``config.json``, by the names of ``model``.
+
+    Raises:
+        CheckpointError: if a tensor is missing, unknown or of another shape.
+    """
+    if not is_theirs(document):
+        return dict(values)
+    parameters = {name: p.shape for name, p in model.named_parameters().items()}
+    return fetch(family_of(model.config).theirs.table(model.config), parameters, InMemory(where, values))

@@ -1,0 +1,166 @@
+"""How one of our arrays is stored elsewhere: under which names, and in which layout.
+
+A :class:`Table` has an :class:`Entry` for each parameter of a model.  ``split`` makes of our array what others store,
+``join`` the opposite; both only move numbers, so writing and reading back gives the same bits.
+
+======= ============================ ==============================================
+where   a linear map's weight        query, key, value
+======= ============================ ==============================================
+here    (inputs, outputs)            one map, columns q, k, v
+torch   (outputs, inputs)            three maps, or one with rows q, k, v (timm)
+GPT-2   (inputs, outputs)            one map, columns q, k, v
+vit_jax (inputs, outputs)            three maps (D, heads, D / heads)
+======= ============================ ==============================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from xpformer.errors import CheckpointError
+from xpformer.parameters import check_shapes
+
+HostArray = np.ndarray[Any, Any]
+LONGEST_NAME = 512
+
+
+class Layout(NamedTuple):
+    """``join(split(a))`` is ``a``, to the bit."""
+
+    split: Callable[[HostArray], Sequence[HostArray]]
+    join: Callable[[Sequence[HostArray]], HostArray]
+
+
+class Entry(NamedTuple):
+    """Where a parameter of ours stands: one name, or one for each part."""
+
+    names: tuple[str, ...]
+    layout: Layout
+
+
+Table = Mapping[str, Entry]
+"""By our names."""
+
+
+class Stored(Protocol):
+    """Tensors in files: shapes are known before a number is read."""
+
+    where: str
+    shapes: dict[str, tuple[int, ...]]
+
+    @property
+    def dtype(self) -> str:
+        """``float64`` or ``float32``: of a model of these numbers."""
+
+    def read(self, name: str) -> HostArray:
+        """The numbers of one."""
+
+
+class InMemory:
+    """Tensors that were read already."""
+
+    def __init__(self, where: str, values: Mapping[str, HostArray]) -> None:
+        self.where, self.values = where, values
+        self.shapes = {name: a.shape for name, a in values.items()}
+
+    @property
+    def dtype(self) -> str:
+        """Of the numbers."""
+        return "float64" if any(a.dtype == np.float64 for a in self.values.values()) else "float32"
+
+    def read(self, name: str) -> HostArray:
+        """The numbers of one."""
+        return self.values[name]
+
+
+SAME = Layout(lambda a: [a], lambda parts: parts[0])
+TRANSPOSED = Layout(lambda a: [a.T], lambda parts: parts[0].T)
+THREE = Layout(lambda a: np.split(a, 3), np.concatenate)
+THREE_TRANSPOSED = Layout(
+    lambda a: [part.T for part in np.split(a, 3, axis=1)],
+    lambda parts: np.concatenate([part.T for part in parts], axis=1),
+)
+ROW = Layout(lambda a: [a[None]], lambda parts: parts[0][0])  # (T, D) as (1, T, D)
+TOKEN = Layout(lambda a: [a[None, None]], lambda parts: parts[0][0, 0])  # (D,) as (1, 1, D)
+
+
+def flat_kernel(channels: int, patch: int) -> Layout:
+    """A linear map of flattened patches, (C P P, D), as the kernel of a convolution, (D, C, P, P)."""
+    return Layout(
+        lambda a: [a.T.reshape(-1, channels, patch, patch)],
+        lambda parts: parts[0].reshape(len(parts[0]), -1).T,
+    )
+
+
+def one(ours: str, theirs: str, layout: Layout = SAME) -> Iterator[tuple[str, Entry]]:
+    """A parameter that is one tensor there."""
+    yield ours, Entry((theirs,), layout)
+
+
+def affine(ours: str, theirs: str, layout: Layout = SAME) -> Iterator[tuple[str, Entry]]:
+    """Weight and bias; ``layout`` is the weight's."""
+    yield from one(f"{ours}.weight", f"{theirs}.weight", layout)
+    yield from one(f"{ours}.bias", f"{theirs}.bias")
+
+
+def check_name(where: str, name: str) -> None:
+    """Raise :class:`CheckpointError` for a tensor's name that could not stand in a line of text."""
+    if not 0 < len(name) <= LONGEST_NAME or not name.isprintable():
+        raise CheckpointError(
+            f"{where}: a tensor is called {name[:40]!r}, expected 1 to {LONGEST_NAME} printable characters"
+        )
+
+
+def identity(names: Iterable[str]) -> Table:
+    """Each under its own name, as it is."""
+    return {name: Entry((name,), SAME) for name in names}
+
+
+def store(table: Table, values: Mapping[str, HostArray]) -> dict[str, HostArray]:
+    """Our arrays by their names, in their layout."""
+    return {
+        name: part
+        for ours, value in values.items()
+        for name, part in zip(table[ours].names, table[ours].layout.split(value), strict=True)
+    }
+
+
+def fetch(
+    table: Table,
+    parameters: Mapping[str, tuple[int, ...]],
+    stored: Stored,
+    *,
+    fresh: Collection[str] = (),
+    ignored: Collection[str] = (),
+) -> dict[str, HostArray]:
+    """Their tensors as our arrays.
+
+    Args:
+        table: of the model.
+        parameters: the shape of each parameter of ours.
+        stored: the files.
+        fresh: parameters of ours that may be missing there, and then are here too.
+        ignored: tensors of theirs that need no place.
+
+    Raises:
+        CheckpointError: naming what is missing, unknown or of another shape, before a number is read.
+    """
+    wanted: dict[str, tuple[int, ...]] = {}
+    for ours, shape in parameters.items():
+        parts = table[ours].layout.split(np.broadcast_to(np.float32(0), shape))
+        wanted |= {name: part.shape for name, part in zip(table[ours].names, parts, strict=True)}
+    absent = {n for ours in fresh for n in table[ours].names} - stored.shapes.keys()
+    left_out = set(ignored) - wanted.keys()
+    check_shapes(
+        {name: shape for name, shape in wanted.items() if name not in absent},
+        {name: shape for name, shape in stored.shapes.items() if name not in left_out},
+        stored.where,
+    )
+    return {
+        ours: table[ours].layout.join([stored.read(name) for name in table[ours].names])
+        for ours in parameters
+        if not absent & {*table[ours].names}
+    }
