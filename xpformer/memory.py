@@ -43,7 +43,7 @@ def buffer(x: Any) -> tuple[int, int]:
 def bytes_of(saved: Iterable[Any], held: Iterable[Any] = ()) -> int:
     """Bytes of the buffers that arrays anywhere in ``saved`` show, each once, without those that are ``held``."""
     known = {buffer(x)[0] for x in held}
-    found = {}
+    found: dict[int, int] = {}
     for part in saved:
         found.update(buffer(x) for x in arrays_in(part))
     return sum(count for key, count in found.items() if key not in known)

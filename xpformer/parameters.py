@@ -139,10 +139,8 @@ class ParameterStore:
             self.segments.append(Segment(key, members, backend.adopt(self._flat(members, values), dtype)))
         self.bind()
 
-    def _flat(
-        self, members: Sequence[Parameter], values: Callable[[str], np.ndarray] | Mapping[str, np.ndarray]
-    ) -> Any:
-        """One host array, filled parameter by parameter."""
+    def _flat(self, members: Sequence[Parameter], values: Callable[[str], np.ndarray]) -> Any:
+        """One host array, filled parameter by parameter, so that the values need not be there all at once."""
         flat = np.empty(sum(p.size for p in members), self.dtype)
         for p in members:
             slot = self.slots[p.name]

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import array_api_compat.numpy as xp
@@ -22,6 +22,14 @@ from xpformer_numpy import _share
 from xpformer_numpy.allocator import keep_freed_memory
 
 OPTIONS = ("", "fast", "portable")
+
+
+def _numba() -> str:
+    """The version of Numba, empty where it is not installed; it is not imported for that."""
+    try:
+        return version("numba")
+    except PackageNotFoundError:
+        return ""
 
 
 class NumpyBackend(Backend):
@@ -47,7 +55,7 @@ class NumpyBackend(Backend):
             self._add_compiled()
 
     def _add_compiled(self) -> None:
-        if not find_spec("numba"):
+        if not _numba():
             raise BackendError('backend numpy:fast needs Numba, which is not installed; pip install "xpformer[fast]"')
         from xpformer_numpy import fast
 
@@ -60,8 +68,15 @@ class NumpyBackend(Backend):
 
     @classmethod
     def status(cls) -> Status:
-        """NumPy is always there."""
-        return Status(True, f"NumPy {np.__version__} on the CPU")
+        """NumPy is always there; Numba may be."""
+        numba = _numba()
+        fast = f"Numba {numba}" if numba else 'numpy:fast needs pip install "xpformer[fast]"'
+        return Status(True, f"NumPy {np.__version__} on the CPU; {fast}")
+
+    @classmethod
+    def devices(cls) -> tuple[str, ...]:
+        """One device, and the ways of computing on it."""
+        return ("numpy", *(["numpy:fast"] if _numba() else []), "numpy:portable")
 
     def asarray(self, host: Any, dtype: str | None = None) -> Any:
         """A contiguous copy."""

@@ -22,8 +22,9 @@ from xpformer.models.vit import ViT, ViTConfig
 from xpformer.rng import host_generator
 from xpformer.training import TrainConfig, Trainer, parallel
 from xpformer.training.environment import usable_cores
-from xpformer.training.parallel import Workers, thread_count
+from xpformer.training.parallel import Workers, sharing_of, thread_count
 from xpformer.training.trainer import evaluate
+from xpformer_numpy import _share
 
 LR, STEPS = 3e-3, 10
 
@@ -44,6 +45,7 @@ def trainer(
     batch_size: int = 13,
     dtype: str = "float64",
     backend: str = "numpy",
+    sharing: str | None = "batch",
     observer: Observer | None = None,
     **options: Any,
 ) -> Trainer:
@@ -53,7 +55,8 @@ def trainer(
     batches = ImageBatches(image_data(), seed=3, batch_size=batch_size, augmentation=augmentation, dtype=dtype)
     settings = {"steps": 20, "lr": LR, "weight_decay": 0.05, "clip": 0.5, "ema": 0.9, "label_smoothing": 0.1, **options}
     config = TrainConfig(batch_size=batch_size, accumulate=accumulate, **settings)
-    return Trainer(model.to(backend, dtype), batches, config, seed=3, threads=threads, observer=observer)
+    placed = model.to(backend, dtype)
+    return Trainer(placed, batches, config, seed=3, threads=threads, sharing=sharing, observer=observer)
 
 
 def gradients(t: Trainer) -> dict[str, np.ndarray]:
@@ -93,6 +96,77 @@ def test_shares_and_parts_give_the_whole(undivided: Any, threads: int, accumulat
         assert difference(found[name], gradient) <= 1e-12 * scale, name
     check_weights(weights, expected_weights)
     assert difference(np.array(losses), np.array(expected_losses)) <= 1e-12 * magnitude(np.array(expected_losses))
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numpy:fast", "numpy:portable"])
+@pytest.mark.parametrize(("threads", "accumulate"), [(2, 1), (3, 2)])
+def test_shared_operations_give_the_whole(
+    monkeypatch: pytest.MonkeyPatch, undivided: Any, backend: str, threads: int, accumulate: int
+) -> None:
+    monkeypatch.setattr(_share, "LEAST", 1)  # so that all rows of such a small model are shared
+    found, weights, losses = train(threads, accumulate, sharing="operations", backend=backend)
+    expected, expected_weights, expected_losses = undivided
+    scale = max(magnitude(g) for g in expected.values())
+    for name, gradient in expected.items():
+        assert difference(found[name], gradient) <= 1e-12 * scale, name
+    check_weights(weights, expected_weights)
+    assert difference(np.array(losses), np.array(expected_losses)) <= 1e-12 * magnitude(np.array(expected_losses))
+
+
+def test_shared_operations_run_in_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_share, "LEAST", 1)
+    names: set[str] = set()
+    product = np.matmul
+
+    def seen(*arrays: Any, **options: Any) -> Any:
+        names.add(threading.current_thread().name)
+        return product(*arrays, **options)
+
+    monkeypatch.setattr(_share.np, "matmul", seen)
+    with trainer(2, sharing="operations") as t:
+        assert len(t.gradients) == 1
+        t.step()
+    assert names == {"MainThread", "xpformer_1"}
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numpy:fast"])
+def test_shared_operations_give_the_same_bits_each_time(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
+    monkeypatch.setattr(_share, "LEAST", 1)
+    first, second = (train(3, sharing="operations", backend=backend, dtype="float32") for _ in range(2))
+    assert first[2] == second[2]
+    for name, value in first[1].items():
+        assert np.array_equal(second[1][name], value), name
+
+
+def test_what_is_shared_follows_from_bytes() -> None:
+    large = parallel.LARGE
+    assert sharing_of(large, 2 * large - 1, 2) == "operations"
+    assert sharing_of(large, 2 * large, 2) == "batch"
+    assert sharing_of(large - 1, 0, 2) == "batch"
+    assert sharing_of(large, 0, 1) == "batch"
+    with pytest.raises(ConfigError, match="unknown sharing 'batches'; did you mean 'batch'"):
+        trainer(2, sharing="batches")
+
+
+@pytest.mark.parametrize(("large", "expected"), [(1, "operations"), (1 << 40, "batch")])
+def test_the_trainer_chooses_by_what_a_sample_keeps(monkeypatch: pytest.MonkeyPatch, large: int, expected: str) -> None:
+    monkeypatch.setattr(parallel, "LARGE", large)
+    asked = []
+    choose = parallel.sharing_of
+
+    def watched(gradients: int, activations: int, threads: int) -> str:
+        asked.append((gradients, activations, threads))
+        return choose(gradients, 0, threads)
+
+    monkeypatch.setattr("xpformer.training.trainer.sharing_of", watched)
+    with trainer(3, sharing=None) as t:
+        assert t.sharing == expected
+        assert len(t.gradients) == (1 if expected == "operations" else 3)
+        size = sum(p.size for p in t.store.parameters.values())
+        assert asked[0][0] == 8 * size
+        assert asked[0][1] % t.batches.batch_size == 0
+        assert asked[0][1] > 13 * 8 * 10
+        assert asked[0][2] == 3
 
 
 def test_the_masks_and_augmentation_matter() -> None:

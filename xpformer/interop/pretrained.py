@@ -58,7 +58,8 @@ class Pretrained:
         missing = {name: p for name, p in parameters.items() if name not in self.values}
         for name, parameter in missing.items():
             parameter.name = name
-        model.to(backend, dtype or self.dtype, values=self.values | initial_values(missing, seed))
+        fresh = initial_values(missing, seed)
+        model.to(backend, dtype or self.dtype, values=self.values | {name: fresh(name) for name in missing})
         model.assets = self.assets
         return model
 

@@ -4,9 +4,9 @@
   summed at last.  Nothing waits inside, and nothing is too small to be shared.
 - ``operations``: the batch goes through the model once, and each operation's rows or columns are shared.
 
-The rule: operations are shared where the threads' gradients would be more bytes than the activations of a batch.  Then
-writing and summing gradients would cost more than the waiting.  The bits are a function of the number of threads and of
-what they share.
+The rule: operations are shared where the threads' gradients would be more bytes than the activations of a batch, and
+one set of them more than :data:`LARGE`.  Then writing and summing gradients would cost more than the waiting.  The bits
+are a function of the number of threads and of what they share.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from xpformer.errors import ConfigError, suggest
 from xpformer.training.environment import usable_cores
 
 SHARING = ("batch", "operations")
+LARGE = 32 << 20
+"""Bytes of gradients that no cache holds: summing fewer costs next to nothing."""
 MAX_THREADS = 1024  # far above what a batch can be shared by
 
 
@@ -74,7 +76,7 @@ def sharing_of(gradients: int, activations: int, threads: int) -> str:
         activations: bytes that a whole batch keeps for its backward.
         threads: how many.
     """
-    return "operations" if threads > 1 and threads * gradients > activations else "batch"
+    return "operations" if threads > 1 and gradients >= LARGE and threads * gradients > activations else "batch"
 
 
 def _quietly(task: Callable[[], Any]) -> Any:

@@ -392,7 +392,7 @@ def resume(
     if threads is None and used.shares_batch and isinstance(stored, int):
         threads = stored
     if sharing is None and threads == stored:
-        sharing = run.manifest.get("sharing", "batch")
+        sharing = str(run.manifest.get("sharing", "batch"))
     began = any(run.checkpoints.glob("step_*"))
     sources = (config.get(key) for key in ("grown_from", "started_from"))
     grown, started = (None if began or not source else Path(source) for source in sources)

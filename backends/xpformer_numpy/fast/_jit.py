@@ -55,18 +55,20 @@ def loop(*signature: Any) -> Callable[[Loop], Loop]:
     return decorate
 
 
-inlined = njit(**OPTIONS | {"fastmath": {"contract", "nsz"}})
+inlined: Any = njit(**OPTIONS | {"fastmath": {"contract", "nsz"}})
 """A function of numbers, for use in loops, where LLVM inlines it; nothing in it is reordered."""
 
-rounded = njit(**OPTIONS | {"fastmath": False})
+rounded: Any = njit(**OPTIONS | {"fastmath": False})
 """As :data:`inlined`, and a product in it is rounded before it is added to something, never fused with the addition."""
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def float_of_bits(_context: Any, _bits: Any) -> Any:
+def _float_of_bits(_context: Any, _bits: Any) -> Any:
     """The float32 number of 32 bits given as an int32."""
 
     def code(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         return builder.bitcast(arguments[0], ir.FloatType())
 
     return types.float32(types.int32), code
+
+
+float_of_bits: Any = intrinsic(_float_of_bits)

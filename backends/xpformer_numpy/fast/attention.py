@@ -16,7 +16,7 @@ from xpformer_numpy.fast import loops
 from xpformer_numpy.fast.dropout import dropped, keep_bits
 
 
-def covers(query: Array, *others: Array | None, **options: Any) -> bool:
+def covers(query: Array, *others: Any, **options: Any) -> bool:
     """What the blocked pair covers, in float32, its scores scaled by a positive number; long contexts are not."""
     scale = options.get("scale")
     fits = query.dtype == np.float32 and (scale is None or scale > 0.0)

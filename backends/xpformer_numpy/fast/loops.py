@@ -425,7 +425,7 @@ def ema_step(average: Any, value: Any, rate: Any) -> None:
 @loop(R1)
 def sum_of_squares(x: Any) -> Any:
     """``sum x²``: blocks in float32, whose lanes hold few numbers each, the blocks in float64."""
-    total = 0.0
+    total: Any = 0.0
     for start in range(0, x.size, 4096):
         square = _0
         for i in range(start, min(x.size, start + 4096)):
