@@ -151,6 +151,10 @@ def test_a_run_is_resumed_to_the_same_bits(vit: Path, pictures: Path, tmp_path: 
     assert not differences(outcome(part.run), outcome(whole.run))
     with pytest.raises(CheckpointError, match=r"holds a LoRA that is not merged; name the run itself"):
         load(tmp_path / "whole" / "checkpoints" / "best")
+    best = merged_state(load_trained(tmp_path / "whole").model)
+    again = tuned("vit-finetune", tmp_path / "whole", pictures, tmp_path / "again").trainer.model.state()
+    assert again.keys() == best.keys()
+    assert all(same_bits(n, a, best[n]).ok for n, a in again.items())
 
 
 @pytest.mark.parametrize("preset", ["full", "lora"])
