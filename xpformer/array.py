@@ -55,6 +55,7 @@ class Array(Protocol):
 
 
 _namespaces: dict[type, Any] = {}
+_floating: dict[tuple[type, Any], bool] = {}
 
 
 def namespace(x: Array) -> Any:
@@ -73,7 +74,11 @@ def device(x: Array) -> Any:
 
 def is_floating(x: Array) -> bool:
     """Whether ``x`` holds real floating-point numbers (only such arrays have gradients)."""
-    return bool(namespace(x).isdtype(x.dtype, "real floating"))
+    key = type(x), x.dtype
+    found = _floating.get(key)
+    if found is None:
+        found = _floating[key] = bool(namespace(x).isdtype(x.dtype, "real floating"))
+    return found
 
 
 def size(shape: tuple[int, ...]) -> int:

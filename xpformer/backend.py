@@ -125,6 +125,10 @@ class Backend:
         kind = self.dtype(dtype or array.dtype.name)
         return self.xp.asarray(array, dtype=kind, device=self.device, copy=True)
 
+    def adopt(self, host: Any, dtype: str) -> Any:
+        """As :meth:`asarray`, of an array that its maker gives away: where no copy is needed, none is made."""
+        return self.asarray(host, dtype)
+
     def to_numpy(self, x: Array) -> np.ndarray:
         """Copy a device array to the host (waits for the device); what is saved does not change with the next step."""
         return np.array(x)

@@ -116,7 +116,11 @@ class ParameterStore:
     """
 
     def __init__(
-        self, parameters: Mapping[str, Parameter], backend: Backend, dtype: str, values: Mapping[str, np.ndarray]
+        self,
+        parameters: Mapping[str, Parameter],
+        backend: Backend,
+        dtype: str,
+        values: Callable[[str], np.ndarray] | Mapping[str, np.ndarray],
     ) -> None:
         self.backend = backend
         self.dtype = dtype
@@ -128,13 +132,22 @@ class ParameterStore:
             key = SegmentKey(parameter.decay, parameter.trainable, parameter.lr_scale)
             groups.setdefault(key, []).append(parameter)
         for key, members in groups.items():
-            flat = np.concatenate([np.ravel(values[p.name]) for p in members])
             start = 0
             for p in members:
                 self.slots[p.name] = Slot(len(self.segments), start, start + p.size)
                 start += p.size
-            self.segments.append(Segment(key, members, backend.asarray(flat, dtype)))
+            self.segments.append(Segment(key, members, backend.adopt(self._flat(members, values), dtype)))
         self.bind()
+
+    def _flat(
+        self, members: Sequence[Parameter], values: Callable[[str], np.ndarray] | Mapping[str, np.ndarray]
+    ) -> Any:
+        """One host array, filled parameter by parameter."""
+        flat = np.empty(sum(p.size for p in members), self.dtype)
+        for p in members:
+            slot = self.slots[p.name]
+            flat[slot.start : slot.stop] = np.ravel(values(p.name) if callable(values) else values[p.name])
+        return flat
 
     def bind(self) -> None:
         """Point every parameter at its part of its segment."""
@@ -168,10 +181,7 @@ class ParameterStore:
     def flatten(self, values: Mapping[str, np.ndarray], what: str) -> list[np.ndarray]:
         """Host arrays by name as one flat host array a segment; names and shapes must fit exactly."""
         check_names(self.parameters, values, what)
-        return [
-            np.concatenate([np.ravel(values[p.name]).astype(self.dtype, copy=False) for p in s.parameters])
-            for s in self.segments
-        ]
+        return [self._flat(s.parameters, values) for s in self.segments]
 
     def load(self, values: Mapping[str, np.ndarray], what: str = "weights") -> None:
         """Take the parameters from host arrays.
@@ -204,9 +214,9 @@ def check_shapes(expected: Mapping[str, Shape], found: Mapping[str, Shape], what
             raise CheckpointError(f"{what}: {name} has shape {found[name]}, the model {shape}")
 
 
-def initial_values(parameters: Mapping[str, Parameter], seed: int) -> dict[str, np.ndarray]:
-    """Every parameter's initial values, a function of the seed and its name alone."""
-    return {name: p.init(host_generator(seed, "init", name), p.shape) for name, p in parameters.items()}
+def initial_values(parameters: Mapping[str, Parameter], seed: int) -> Callable[[str], np.ndarray]:
+    """Each parameter's initial values by its name, a function of it and the seed alone."""
+    return lambda name: parameters[name].init(host_generator(seed, "init", name), parameters[name].shape)
 
 
 class Gradients:

@@ -65,3 +65,7 @@ class NumpyBackend(Backend):
     def asarray(self, host: Any, dtype: str | None = None) -> Any:
         """A contiguous copy."""
         return np.array(host, dtype=self.dtype(dtype) if dtype else None, order="C")
+
+    def adopt(self, host: Any, dtype: str) -> Any:
+        """The array itself."""
+        return np.ascontiguousarray(host, self.dtype(dtype))

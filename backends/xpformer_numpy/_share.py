@@ -51,10 +51,10 @@ def parts(count: int, width: int = 1) -> list[slice]:
 
 def in_parts(work: Callable[[slice], Any], count: int, width: int = 1) -> list[Any]:
     """``work`` of each of the :func:`parts`, whose results come in their order."""
+    if _team.run is None:
+        return [work(slice(0, count))]
     shares = parts(count, width)
-    if len(shares) == 1 or _team.run is None:
-        return [work(share) for share in shares]
-    return _team.run([partial(work, share) for share in shares])
+    return _team.run([partial(work, share) for share in shares]) if len(shares) > 1 else [work(shares[0])]
 
 
 def in_blocks(work: Callable[[slice], Any], count: int, width: int = 1) -> None:
@@ -69,6 +69,9 @@ def in_blocks(work: Callable[[slice], Any], count: int, width: int = 1) -> None:
 
 def product(a: Any, b: Any, out: Floats | None = None) -> Floats:
     """``a @ b`` of two matrices; of the longer axis of the result each thread has a part."""
+    if _team.run is None:
+        whole: Floats = np.matmul(a, b, out=out)
+        return whole
     rows, columns = a.shape[0], b.shape[1]
     if out is None:
         out = np.empty((rows, columns), a.dtype)

@@ -64,4 +64,4 @@ class EMA:
     def load(self, values: Mapping[str, HostArray]) -> None:
         """Take the average from host arrays; names and shapes must fit exactly."""
         flats = self.store.flatten(values, "averaged weights")
-        self.segments = [self.store.backend.asarray(f, self.store.dtype) for f in flats]
+        self.segments = [self.store.backend.adopt(f, self.store.dtype) for f in flats]

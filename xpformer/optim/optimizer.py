@@ -137,7 +137,7 @@ class Optimizer:
             mine |= {n: self.store.backend.to_numpy(p.data) for n, p in frozen.items()}
             flats = self.store.flatten(mine, f"moments {moment}")
             loaded[moment] = [
-                self.store.backend.asarray(f, self.store.dtype) if s.key.trainable else s.data[:0]
+                self.store.backend.adopt(f, self.store.dtype) if s.key.trainable else s.data[:0]
                 for f, s in zip(flats, self.store.segments, strict=True)
             ]
         self.state = loaded
