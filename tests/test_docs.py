@@ -209,7 +209,18 @@ ROOMS = {
     "layers": {"layers", "functional", "parameters", "initializers", "backend"},
     "optim": {"optim", "functional", "parameters", "backend"},
     "models": {"models", "layers", "functional", "parameters", "initializers", "backend", "interop"},
-    "training": {"training", "models", "layers", "optim", "functional", "data", "parameters", "backend", "interop"},
+    "training": {
+        "training",
+        "models",
+        "layers",
+        "optim",
+        "functional",
+        "data",
+        "parameters",
+        "backend",
+        "interop",
+        "memory",
+    },
 }
 """Which rooms of docs/design.md may import which; array, errors and rng are for all."""
 NO_NUMPY = ("functional", "layers", "models", "optim")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -53,6 +54,9 @@ class Array(Protocol):
     def __getitem__(self, key: Any, /) -> Any: ...
     def __setitem__(self, key: Any, value: Any, /) -> None: ...
 
+
+Runner = Callable[[Iterable[Callable[[], Any]]], list[Any]]
+"""Runs independent functions, one after the other or on threads, and returns their results in order."""
 
 _namespaces: dict[type, Any] = {}
 _floating: dict[tuple[type, Any], bool] = {}

@@ -20,12 +20,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from xpformer.array import Array
+from xpformer.array import Array, Runner
 from xpformer.errors import BackendError, suggest
 from xpformer.functional._op import Kernel, Op, Pair
 
-Runner = Callable[[Iterable[Callable[[], Any]]], list[Any]]
-"""Runs independent functions, one after the other or on threads, and returns their results in order."""
 GROUP = "xpformer.backends"
 MATMUL_PRECISIONS = ("highest", "high")
 """``highest`` multiplies in float32; ``high`` lets a GPU round the factors to TF32, 10 bits of mantissa."""

@@ -120,7 +120,7 @@ class ParameterStore:
         parameters: Mapping[str, Parameter],
         backend: Backend,
         dtype: str,
-        values: Callable[[str], np.ndarray] | Mapping[str, np.ndarray],
+        values: Callable[[str], np.ndarray],
     ) -> None:
         self.backend = backend
         self.dtype = dtype
@@ -146,7 +146,7 @@ class ParameterStore:
         flat = np.empty(sum(p.size for p in members), self.dtype)
         for p in members:
             slot = self.slots[p.name]
-            flat[slot.start : slot.stop] = np.ravel(values(p.name) if callable(values) else values[p.name])
+            flat[slot.start : slot.stop] = np.ravel(values(p.name))
         return flat
 
     def bind(self) -> None:
@@ -181,7 +181,7 @@ class ParameterStore:
     def flatten(self, values: Mapping[str, np.ndarray], what: str) -> list[np.ndarray]:
         """Host arrays by name as one flat host array a segment; names and shapes must fit exactly."""
         check_names(self.parameters, values, what)
-        return [self._flat(s.parameters, values) for s in self.segments]
+        return [self._flat(s.parameters, values.__getitem__) for s in self.segments]
 
     def load(self, values: Mapping[str, np.ndarray], what: str = "weights") -> None:
         """Take the parameters from host arrays.

@@ -15,7 +15,8 @@ from typing import Any
 import array_api_compat.numpy as xp
 import numpy as np
 
-from xpformer.backend import Backend, Runner, Status
+from xpformer.array import Runner
+from xpformer.backend import Backend, Status
 from xpformer.errors import BackendError, suggest
 from xpformer_numpy import _share
 from xpformer_numpy.allocator import keep_freed_memory

@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from xpformer.array import spans
-from xpformer.backend import Runner
+from xpformer.array import Runner, spans
 from xpformer_numpy._common import Floats, blocks
 
 LEAST = 16384

@@ -136,12 +136,11 @@ class Layer:
             parameter.name = name
         if values is not None:
             check_names(parameters, values, "values")
-        else:
-            held = {} if self._store is None else self._store.to_host()
-            new = {name: p for name, p in parameters.items() if name not in held}
-            values = held | initial_values(new, seed if seed is not None else getattr(self, "seed", 0))
+        held = values or ({} if self._store is None else self._store.to_host())
+        fresh = initial_values(parameters, seed if seed is not None else getattr(self, "seed", 0))
         dtype = dtype or (self._store.dtype if self._store else "float32")
-        self._store = ParameterStore(parameters, target, dtype, values)
+        every = lambda name: held[name] if name in held else fresh(name)  # noqa: E731
+        self._store = ParameterStore(parameters, target, dtype, every)
         for name, constant in self._owned(Constant).items():
             constant.name = name
             constant._data = target.asarray(constant.values(), dtype)

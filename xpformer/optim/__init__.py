@@ -1,9 +1,10 @@
 """Update rules, schedules, clipping and averaging over flat segments."""
 
+from xpformer.array import Runner
 from xpformer.optim.adam import Adam, AdamW
 from xpformer.optim.clipping import clip_scale, global_norm, sum_of_squares
 from xpformer.optim.ema import EMA, ema_step
-from xpformer.optim.optimizer import Optimizer, Runner, in_turn
+from xpformer.optim.optimizer import Optimizer, in_turn
 from xpformer.optim.schedule import SHAPES, Schedule
 from xpformer.optim.sgd import SGD
 

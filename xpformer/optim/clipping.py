@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from xpformer.array import Array, namespace, spans
+from xpformer.array import Array, Runner, namespace, spans
 from xpformer.functional._op import Kernel
-from xpformer.optim.optimizer import Runner, in_turn
+from xpformer.optim.optimizer import in_turn
 from xpformer.parameters import ParameterStore
 
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from xpformer.array import Array, HostArray, spans
+from xpformer.array import Array, HostArray, Runner, spans
 from xpformer.errors import ConfigError
 from xpformer.functional._op import Kernel
-from xpformer.optim.optimizer import Runner, in_turn, keep_finite
+from xpformer.optim.optimizer import in_turn, keep_finite
 from xpformer.parameters import ParameterStore
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
-from xpformer.array import HostArray, namespace, spans
-from xpformer.backend import Runner
+from xpformer.array import HostArray, Runner, namespace, spans
 from xpformer.errors import CheckpointError, ConfigError
 from xpformer.functional._op import Kernel
 from xpformer.parameters import ParameterStore
