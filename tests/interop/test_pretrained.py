@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -329,7 +331,8 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True, expected False"),
         ("gpt2", {"add_cross_attention": True}, "add_cross_attention is True"),
         ("gpt2", {"n_inner": 0}, "n_inner is 0, expected a whole number above 0"),
-        ("gpt2", {"n_positions": 10**15}, r"transformer\.wpe\.weight has shape \(11, 12\), the model \(1000000"),
+        ("gpt2", {"n_positions": 10**9}, r"transformer\.wpe\.weight has shape \(11, 12\), the model \(1000000"),
+        ("gpt2", {"n_positions": 10**15}, "n_positions is 1000000000000000, expected at most 1,000,000,000"),
         ("gpt2", {"tie_word_embeddings": False}, r"1 missing \(lm_head\.weight\)"),
         ("gpt2", {"resid_pdrop": 1.5}, "dropout = 1.5 is outside"),
         ("gpt2", {"model_type": "xpformer-gpt"}, "unknown option 'activation_function'; did you mean 'activation'"),
@@ -361,6 +364,21 @@ def test_only_models_have_a_place() -> None:
         family_of(xpformer.TrainConfig())
     with pytest.raises(NotImplementedError, match="Model defines no __init__"):
         Model(None)
+
+
+HOSTILE = (-1, 0, 1, 7, 10**9, 10**30, -0.5, 1e308, "", "x", [], [1, 2], [10**9], {}, {"a": 1}, None, True)
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("model", [ViT(ViTConfig.preset("tiny")), GPT(GPTConfig.preset("tiny"))], ids=["vit", "gpt"])
+def test_any_value_of_any_key_is_a_model_or_one_line(model: Any, own: bool, tmp_path: Path) -> None:
+    model.to("numpy").save_pretrained(tmp_path / "a", own=own)
+    document = json.loads((tmp_path / "a/config.json").read_text())
+    for key in document:
+        for value in HOSTILE:
+            (tmp_path / "a/config.json").write_text(json.dumps(document | {key: value}))
+            with warnings.catch_warnings(action="ignore"), contextlib.suppress(CheckpointError, ConfigError):
+                xpformer.load(tmp_path / "a")
 
 
 def test_keys_that_nobody_knows_are_said(tmp_path: Path) -> None:

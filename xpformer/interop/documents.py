@@ -16,6 +16,8 @@ from xpformer.training import strict_json
 
 LIMIT = 64 << 20  # bytes; the largest such file of a published model is a tokenizer's, of 20 million
 MOST_BLOCKS = 1000
+LARGEST = 10**9
+"""A number of a configuration; the largest is the base of rotary positions."""
 C = TypeVar("C")
 
 
@@ -91,11 +93,13 @@ class Keys:
         """The error of a key: what is found and what was expected."""
         return ConfigError(f"{self.where}: {key} is {self.document.get(key)!r:.80}, expected {expected}")
 
-    def integer(self, key: str, default: int) -> int:
+    def integer(self, key: str, default: int, most: int = LARGEST) -> int:
         """A whole number above 0."""
         value = self.take(key, default)
         if type(value) is not int or value < 1:
             raise self.wrong(key, "a whole number above 0")
+        if value > most:
+            raise self.wrong(key, f"at most {most:,}")
         return value
 
     def number(self, key: str, default: float) -> float:
@@ -132,13 +136,6 @@ class Keys:
         if self.take(key, value) not in (value, None):
             raise self.wrong(key, f"{value!r}, the only value that is supported")
 
-    def blocks(self, key: str, default: int) -> int:
-        """A number of blocks that can be."""
-        value = self.integer(key, default)
-        if value > MOST_BLOCKS:
-            raise self.wrong(key, f"at most {MOST_BLOCKS:,}")
-        return value
-
 
 def converted(where: str, kind: type[C], values: Mapping[str, Any]) -> C:
     """A frozen dataclass of these values, types and ranges checked; raises :class:`ConfigError` with the place."""
@@ -146,6 +143,11 @@ def converted(where: str, kind: type[C], values: Mapping[str, Any]) -> C:
     for key in values:
         if key not in known:
             raise ConfigError(f"{where}: unknown option {key!r}; {suggest(key, known)}")
+    for key, value in values.items():
+        largest = MOST_BLOCKS if key == "depth" else LARGEST
+        for number in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(number, (int, float)) and not -LARGEST <= number <= largest:
+                raise ConfigError(f"{where}: {key} is {value!r:.60}, expected at most {largest:,}")
     try:
         return msgspec.convert(dict(values), kind)
     except msgspec.ValidationError as error:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from xpformer.errors import CheckpointError
-from xpformer.interop.documents import Keys, Read, converted
+from xpformer.interop.documents import MOST_BLOCKS, Keys, Read, converted
 from xpformer.interop.hf_vit import ACTIVATIONS, CARRIED, OF_THE_FILE, THEIR_ACTIVATIONS
 from xpformer.interop.layouts import TRANSPOSED, Entry, Stored, Table, affine, one
 from xpformer.models.gpt import GPTConfig
@@ -80,7 +80,7 @@ def read_config(where: str, document: Mapping[str, Any]) -> Read:
         "vocabulary": k.integer("vocab_size", 50257),
         "context": k.integer("n_positions", 1024),
         "dim": k.integer("n_embd", 768),
-        "depth": k.blocks("n_layer", 12),
+        "depth": k.integer("n_layer", 12, MOST_BLOCKS),
         "heads": k.integer("n_head", 12),
         "hidden": 0 if k.take("n_inner") is None else k.integer("n_inner", 1),
         "activation": k.choice("activation_function", "gelu_new", ACTIVATIONS),

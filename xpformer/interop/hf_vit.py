@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from xpformer.interop.documents import Keys, Read, are_names, converted
+from xpformer.interop.documents import MOST_BLOCKS, Keys, Read, are_names, converted
 from xpformer.interop.layouts import (
     ROW,
     SAME,
@@ -118,7 +118,7 @@ def read_config(where: str, document: Mapping[str, Any]) -> Read:
     names = class_names(k)
     fields: dict[str, Any] = {
         "dim": dim,
-        "depth": k.blocks("num_hidden_layers", 12),
+        "depth": k.integer("num_hidden_layers", 12, MOST_BLOCKS),
         "heads": k.integer("num_attention_heads", 12),
         "mlp_ratio": k.integer("intermediate_size", 3072) / dim,
         "activation": k.choice("hidden_act", "gelu", ACTIVATIONS),

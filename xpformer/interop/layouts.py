@@ -150,7 +150,10 @@ def fetch(
     """
     wanted: dict[str, tuple[int, ...]] = {}
     for ours, shape in parameters.items():
-        parts = table[ours].layout.split(np.broadcast_to(np.float32(0), shape))
+        try:
+            parts = table[ours].layout.split(np.broadcast_to(np.float32(0), shape))
+        except (ValueError, OverflowError) as error:  # more bytes than there are addresses
+            raise CheckpointError(f"{stored.where}: the model's {ours} has shape {shape}, which cannot be") from error
         wanted |= {name: part.shape for name, part in zip(table[ours].names, parts, strict=True)}
     absent = {n for ours in fresh for n in table[ours].names} - stored.shapes.keys()
     left_out = set(ignored) - wanted.keys()

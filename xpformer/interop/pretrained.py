@@ -55,11 +55,9 @@ class Pretrained:
             raise ConfigError(f"dtype {dtype!r} is unknown; it is float32 or float64")
         model = self.family.model(self.config, seed=seed)
         parameters = model.named_parameters()
-        missing = {name: p for name, p in parameters.items() if name not in self.values}
-        for name, parameter in missing.items():
-            parameter.name = name
-        fresh = initial_values(missing, seed)
-        model.to(backend, dtype or self.dtype, values=self.values | {name: fresh(name) for name in missing})
+        fresh = initial_values(parameters, seed)
+        missing = {name: fresh(name) for name in parameters if name not in self.values}
+        model.to(backend, dtype or self.dtype, values=self.values | missing)
         model.assets = self.assets
         return model
 

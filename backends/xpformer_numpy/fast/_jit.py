@@ -23,7 +23,7 @@ OPTIONS: dict[str, Any] = {
     "nogil": True,
     "cache": True,
     "error_model": "numpy",
-    "fastmath": {"contract", "reassoc", "arcp", "nsz"},
+    "fastmath": {"contract", "reassoc", "nsz"},
 }
 
 
