@@ -81,7 +81,7 @@ def gpu(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Training and generation against PyTorch, JAX and transformers on this CPU; by hand (benchmarks/README.md)."""
     peers = [r for r in group("test") if re.split("[=>]", r)[0] in ("jax", "torch", "transformers")]
-    session.install("-e", ".[recipes]", "numba>=0.60", *peers)
+    session.install("-e", ".[recipes,fast]", *peers)
     session.run("python", "benchmarks/cpu.py", *session.posargs)
 
 
@@ -116,14 +116,14 @@ def agree(session: nox.Session) -> None:
     session.install("-e", ".[recipes]", *group("test"))
     found = json.loads(str(session.run("xpformer", "backends", "--json", silent=True)))
     others = [b["name"] for b in found if b["usable"] and b["name"] != "numpy"]
-    specs, data = ",".join(["numpy", "numpy:portable", *others]), os.environ.get("XPFORMER_DATA")
+    specs, data = ",".join(["numpy", "numpy:fast", "numpy:portable", *others]), os.environ.get("XPFORMER_DATA")
     out = Path(session.create_tmp()).resolve()
     for dtype in ("float64", "float32"):
         figure = str(out / f"digits-{dtype}.png")
         session.run(
             "xpformer", "agree", "vit-digits", "--backends", specs, "--dtype", dtype, "--figure", figure, env=ENV
         )
-    for other in ("numpy:portable", *others):
+    for other in ("numpy:fast", "numpy:portable", *others):
         session.run("xpformer", "diverge", "numpy", other, "--batch", "16", env=ENV)
     if data:
         small = ("xpformer", "agree", "vit-mnist", "--preset", "small", "--backends", "numpy,torch")

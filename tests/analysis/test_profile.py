@@ -148,8 +148,11 @@ def test_bytes_counted_by_hand(tmp_path: Path) -> None:
     rows = {(row.path, row.op): row.spent for row in found.operations}
     fc1 = rows["blocks.0.mlp.fc1", "linear"]
     weights, narrow, wide = dim * hidden, tokens * dim, tokens * hidden
-    assert fc1.forward_bytes == 4 * (narrow + weights + hidden + wide)
-    assert fc1.backward_bytes == 4 * (wide + narrow + weights + narrow + weights + hidden), "reads 3, writes 3"
+    assert fc1.forward_bytes == 4 * (narrow + weights + wide)
+    assert fc1.backward_bytes == 4 * (wide + narrow + weights + narrow + weights), "reads 3, writes 2"
+    activation = rows["blocks.0.mlp.activation", "bias_gelu"]
+    assert activation.forward_bytes == 4 * (wide + hidden + wide + wide), "reads x and the bias, writes y and the slope"
+    assert activation.backward_bytes == 4 * (wide + wide + wide + hidden), "reads dy and the slope, writes dx and db"
     assert rows["blocks.0.attention", "split_heads"].forward_bytes == 0, "it only gives views"
 
 

@@ -95,9 +95,9 @@ def layer_norm_without_term_3(gradients: Any, dy: Any, saved: Any) -> dict[str, 
     return {"x": (dn - np.mean(dn, axis=-1, keepdims=True)) * saved.inv_std}
 
 
-@forward_of("gelu")
-def gelu_with_the_constant_of_its_approximation(x: Any, *, approximate: str = "none") -> Any:
-    return OPERATIONS["gelu"].forward(x, approximate="tanh")
+@forward_of("bias_gelu")
+def gelu_with_the_constant_of_its_approximation(x: Any, bias: Any, *, approximate: str = "none") -> Any:
+    return OPERATIONS["bias_gelu"].forward(x, bias, approximate="tanh")
 
 
 @backward_of("attention", "dkey")

@@ -11,6 +11,7 @@ import pytest
 from xpformer import optim
 from xpformer.analysis.kernel_cases import KERNEL_CASES
 from xpformer.analysis.measure import BACKENDS, equal, same_bits
+from xpformer.array import spans
 from xpformer.backend import Backend, get_backend
 from xpformer.errors import CheckpointError, ConfigError
 from xpformer.layers import MLP
@@ -300,10 +301,10 @@ def test_the_norm_does_not_lose_digits_in_float32(backend: Backend) -> None:
 
 @pytest.mark.parametrize(("length", "parts"), [(10, 3), (2, 5), (0, 3), (7, 1)])
 def test_spans_cover_everything_once(length: int, parts: int) -> None:
-    spans = optim.spans(length, parts)
-    assert [i for s in spans for i in range(length)[s]] == list(range(length))
-    assert all(s.start < s.stop for s in spans)
-    assert max((s.stop - s.start for s in spans), default=0) - min((s.stop - s.start for s in spans), default=0) <= 1
+    parted = spans(length, parts)
+    assert [i for s in parted for i in range(length)[s]] == list(range(length))
+    assert all(s.start < s.stop for s in parted)
+    assert max((s.stop - s.start for s in parted), default=0) - min((s.stop - s.start for s in parted), default=0) <= 1
 
 
 def test_update_kernels_have_cases_for_every_option() -> None:

@@ -47,8 +47,7 @@ def thread_count(backend: Backend, threads: int | None) -> int:
     """
     if threads is None:
         return usable_cores() if backend.shares_batch else 1
-    if threads < 1:
-        raise ConfigError(f"threads = {threads} is less than 1")
+    _check_positive(threads)
     if threads > MAX_THREADS:
         raise ConfigError(f"threads = {threads} is more than {MAX_THREADS}; this process may use {usable_cores()} CPUs")
     if threads > 1 and not backend.shares_batch:
@@ -56,6 +55,11 @@ def thread_count(backend: Backend, threads: int | None) -> int:
             f"backend {backend.spec} runs each operation in parallel itself; leave out --threads {threads}"
         )
     return threads
+
+
+def _check_positive(threads: int) -> None:
+    if threads < 1:
+        raise ConfigError(f"threads = {threads} is less than 1")
 
 
 def check_sharing(sharing: str | None) -> None:
@@ -97,6 +101,7 @@ class Workers:
     """
 
     def __init__(self, backend: Backend, threads: int, sharing: str = "batch") -> None:
+        _check_positive(threads)
         self.threads, self.sharing = threads, sharing
         self._backend, self._limit = backend, backend.shares_batch
         self._inboxes: list[SimpleQueue[_Work | None]] = []
