@@ -17,7 +17,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, about: str | None, workloads: Mapping[str, Workload], libraries: Mapping[str, str]) -> None:
         known = {name: work.about for name, work in workloads.items()} | dict(libraries)
-        width = max(map(len, known)) + 2
+        width = max(map(len, known), default=0) + 2
         listed = "\n".join(f"  {name:<{width}}{what}" for name, what in known.items())
         super().__init__(description=about, epilog=listed, formatter_class=argparse.RawDescriptionHelpFormatter)
 

@@ -15,9 +15,8 @@ def load(folder: Path | None, validation: int, seed: int) -> ImageData:
 
 
 def recipe() -> Recipe:
-    """``small``: the most accurate; ``quick``: 99 % in a minute or two; ``hf``: opens in transformers; ``seed``: the
-    model this project began with.
-    """
+    """``small``: the most accurate; ``quick``: 99.2 % in two minutes; ``minute``: 99 % in about one; ``seed``: the model
+    this project began with; ``hf``: one that Hugging Face's class has."""
     adamw = TrainConfig(batch_size=128, lr=3e-3, warmup_steps=215, weight_decay=0.05, beta2=0.99, clip=1.0)
     small = Settings(
         model=ViTConfig.preset("small"),
@@ -30,6 +29,7 @@ def recipe() -> Recipe:
         augmentation=Augmentation(shift=2, rotate=10, scale=0.1),
     )
     hf = replace(small, model=ViTConfig.preset("hf"))
+    minute = replace(quick, train=replace(quick.train, epochs=3))
     seed = Settings(
         model=ViTConfig.preset("seed", init="vit"),
         train=replace(adamw, epochs=1, batch_size=100, lr=2e-3, warmup_steps=110, ema=0.99, evaluate_every=50),
@@ -49,7 +49,7 @@ def recipe() -> Recipe:
     return Recipe(
         name="vit-mnist",
         summary="ViT on MNIST",
-        presets={"small": small, "quick": quick, "hf": hf, "seed": seed, "seed-sgd": seed_sgd},
+        presets={"small": small, "quick": quick, "minute": minute, "hf": hf, "seed": seed, "seed-sgd": seed_sgd},
         default="small",
         load_data=load,
         figures="test accuracy, mean of 3 seeds: small 99.54 %, quick 99.26 %, seed 98.13 %; once: seed-sgd 93.55 %",
