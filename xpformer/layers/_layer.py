@@ -139,8 +139,11 @@ class Layer:
         held = values or ({} if self._store is None else self._store.to_host())
         fresh = initial_values(parameters, seed if seed is not None else getattr(self, "seed", 0))
         dtype = dtype or (self._store.dtype if self._store else "float32")
-        every = lambda name: held[name] if name in held else fresh(name)  # noqa: E731
-        self._store = ParameterStore(parameters, target, dtype, every)
+
+        def value(name: str) -> HostArray:
+            return held[name] if name in held else fresh(name)
+
+        self._store = ParameterStore(parameters, target, dtype, value)
         for name, constant in self._owned(Constant).items():
             constant.name = name
             constant._data = target.asarray(constant.values(), dtype)
