@@ -70,6 +70,8 @@ class Backend:
     """Whether ``x[...] = y`` writes in place and slices are views."""
     shares_batch: ClassVar[bool] = False
     """Whether training computes on threads of its own (else the library runs each operation in parallel itself)."""
+    shares_operations: bool = False
+    """Whether those threads can also share single operations (:meth:`sharing_operations`)."""
     strides: ClassVar[bool] = True
     """Whether a view may lie in another order or with gaps in memory (elsewhere every array is contiguous)."""
     host_memory: ClassVar[bool] = False
@@ -151,7 +153,10 @@ class Backend:
         self.matmul_precision = name
 
     def sharing_operations(self, run: Runner, threads: int) -> AbstractContextManager[None]:
-        """Operations that the calling thread runs inside may be done by ``threads`` threads, through ``run``."""
+        """Operations that the calling thread, and no other, runs inside may be done by ``threads`` threads.
+
+        Their parts go through ``run``, which runs them in turn where it is called inside of one of its own tasks.
+        """
         return nullcontext()
 
     def synchronize(self) -> None:

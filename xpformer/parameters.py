@@ -144,7 +144,7 @@ class ParameterStore:
         flat = np.empty(sum(p.size for p in members), self.dtype)
         for p in members:
             slot = self.slots[p.name]
-            flat[slot.start : slot.stop] = np.ravel(values(p.name))
+            flat[slot.start : slot.stop] = np.reshape(values(p.name), (p.size,))
         return flat
 
     def bind(self) -> None:

@@ -45,6 +45,7 @@ class NumpyBackend(Backend):
             raise BackendError(f"backend numpy has no option {option!r}; {suggest(option, OPTIONS[1:])}")
         self.option = option
         self.xp, self.device = xp, "cpu"
+        self.shares_operations = option != "portable"
         if option != "portable":
             keep_freed_memory()
             from xpformer_numpy.kernels import KERNELS
@@ -63,7 +64,7 @@ class NumpyBackend(Backend):
         self._pairs, self._kernels = {**self._pairs, **first}, {**self._kernels, **fast.KERNELS}
 
     def sharing_operations(self, run: Runner, threads: int) -> AbstractContextManager[None]:
-        """The fused pairs share their rows; portable pairs are not shared."""
+        """The fused pairs share their rows; the others run in the calling thread."""
         return _share.sharing(run, threads)
 
     @classmethod

@@ -207,7 +207,9 @@ def _softmax(scores: Floats, scale: float, seen: int | None, tiles: Sequence[Til
         if seen is not None:
             visible = np.tri(z.shape[2], stop, seen + rows.start - 1, dtype=z.dtype)
         _exponentials(z, visible)
-        z /= _row_sums(z)
+        total = _row_sums(z)
+        total[total == 0.0] = 1.0  # of a row whose scores are all -inf
+        z /= total
 
 
 def _row_sums(z: Floats) -> Floats:

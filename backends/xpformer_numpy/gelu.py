@@ -37,7 +37,7 @@ _FAR = 40.0
 
 def covers(x: Array, *, approximate: str = "none") -> bool:
     """Float32 in both forms, float64 in the form with tanh."""
-    return are_floats(x) and (approximate == "tanh" or (approximate == "none" and x.dtype == np.float32))
+    return x.ndim > 0 and are_floats(x) and (approximate == "tanh" or (approximate == "none" and x.dtype == np.float32))
 
 
 def forward(x: Any, *, approximate: str = "none") -> tuple[Array, GeluSaved]:

@@ -146,3 +146,18 @@ def test_an_embedding_adds_to_what_a_slot_holds(spec: str, vocabulary: int) -> N
     found, _ = pair.backward(dy, saved, onto={"weight": held})
     assert found is held
     assert np.max(np.abs(held - 1.0 - alone)) <= 4 * FLOAT32_FLOOR * magnitude(held)
+
+
+def test_a_class_out_of_range_is_no_write_out_of_range(fast: Backend) -> None:
+    z = np.zeros((2, 4), F)
+    for wrong in (4, -1):
+        with pytest.raises(IndexError, match=r"class is outside of 0 \.\. 3"):
+            run(fast, "cross_entropy", z, np.array([0, wrong]))
+
+
+def test_single_numbers_and_strided_parameters(fast: Backend) -> None:
+    y, gradients = run(fast, "gelu", np.asarray(0.5, F))
+    assert gradients[0].shape == y.shape == ()
+    wide, x = np.ones(16, F)[::2], np.ones((3, 8), F)
+    for op, arrays in {"layer_norm": (x, wide, wide), "rms_norm": (x, wide), "bias_gelu": (x, wide)}.items():
+        assert np.isfinite(run(fast, op, *arrays)[0]).all()

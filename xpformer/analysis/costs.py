@@ -77,15 +77,15 @@ class Counts(Located):
     def __init__(self) -> None:
         super().__init__()
         self.by_place: dict[Place, Count] = {}
-        self._pending: dict[Place, list[tuple[Flops, Any]]] = {}
+        self._pending: dict[Place, list[tuple[Flops, _Shown]]] = {}
 
     def forward(
         self, path: str, op: Op, pair: Pair, arrays: tuple[Any, ...], options: Mapping[str, Any], y: Any, saved: Any
     ) -> None:
         """Its FLOPs; those of its backward wait for it."""
         place, flops = self.place(path, op, pair), op.flops(*arrays, **options)
-        self._pending.setdefault(place, []).append((flops, saved))
-        count, moved = self.by_place.setdefault(place, Count()), _moved(arrays, (y, saved))
+        self._pending.setdefault(place, []).append((flops, _shown(saved)))
+        count, moved = self.by_place.setdefault(place, Count()), _moved(_shown(arrays), _shown((y, saved)))
         if self.again:
             count.backward += flops.forward
             count.backward_bytes += moved
@@ -101,12 +101,19 @@ class Counts(Located):
         taken = {name: gradient for name, gradient in gradients.items() if gradient is not None}
         count = self.by_place[place]
         count.backward += sum(flops.backward.get(name, 0) for name in taken)
-        count.backward_bytes += _moved((dy, saved), taken)
+        count.backward_bytes += _moved(_shown(dy) | saved, _shown(taken))
 
 
-def _moved(given: Any, made: Any) -> int:
+_Shown = dict[int, tuple[int, int]]
+"""Buffer and bytes of the elements of arrays, by identity: the arrays themselves would be kept alive."""
+
+
+def _shown(arrays: Any) -> _Shown:
+    return {id(x): (buffer(x)[0], shown_bytes(x)) for x in arrays_in(arrays)}
+
+
+def _moved(given: _Shown, made: _Shown) -> int:
     """Bytes of the elements of all arrays, each once; nothing where what was made are views of what was given."""
-    read = {id(x): x for x in arrays_in(given)}
-    known = {buffer(x)[0] for x in read.values()}
-    written = {id(x): x for x in arrays_in(made) if buffer(x)[0] not in known}
-    return sum(map(shown_bytes, [*read.values(), *written.values()])) if written else 0
+    known = {owner for owner, _ in given.values()}
+    written = sum(count for owner, count in made.values() if owner not in known)
+    return written and written + sum(count for _, count in given.values())

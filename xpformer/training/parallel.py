@@ -38,6 +38,29 @@ def _controller() -> ThreadpoolController:
     return ThreadpoolController()
 
 
+class _SingleBlas:
+    """BLAS on one thread while anybody is inside: the setting is the process's, the last one out restores it."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside = threading.Lock(), 0
+        self._limit: Any = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._limit = _controller().limit(limits=1, user_api="blas")
+            self._inside += 1
+
+    def __exit__(self, *_error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._limit.restore_original_limits()
+
+
+_single_blas = _SingleBlas()
+
+
 def thread_count(backend: Backend, threads: int | None) -> int:
     """How many threads to train with: ``threads``, or by default the CPUs that this process may use.
 
@@ -106,7 +129,7 @@ class Workers:
         self._backend, self._limit = backend, backend.shares_batch
         self._inboxes: list[SimpleQueue[_Work | None]] = []
         self._helpers: list[threading.Thread] = []
-        self._busy = False
+        self._free = threading.Lock()
 
     def __enter__(self) -> Workers:
         return self
@@ -119,17 +142,19 @@ class Workers:
         self._inboxes, self._helpers = [], []
 
     @contextlib.contextmanager
-    def step(self) -> Iterator[None]:
+    def step(self, *, operations: bool = True) -> Iterator[None]:
         """BLAS works single-threaded inside; what was set before is restored after, also after an error.
 
-        Where operations are shared, those that the calling thread runs inside are.
+        Args:
+            operations: whether those that the calling thread runs inside are shared, if operations are.  An evaluation
+                shares samples, and which thread takes which is chance: none may compute in another way.
         """
         if not self._limit:
             yield
             return
         with contextlib.ExitStack() as stack:
-            stack.enter_context(_controller().limit(limits=1, user_api="blas"))
-            if self.sharing == "operations" and self.threads > 1:
+            stack.enter_context(_single_blas)
+            if operations and self.sharing == "operations" and self.threads > 1:
                 stack.enter_context(self._backend.sharing_operations(self.run, self.threads))
             yield
 
@@ -140,21 +165,27 @@ class Workers:
         task it runs in turn.
         """
         todo = list(tasks)
-        if self.threads == 1 or len(todo) < 2 or self._busy:
+        if self.threads == 1 or len(todo) < 2 or not self._free.acquire(blocking=False):
             return [_quietly(task) for task in todo]
-        if not self._helpers:
-            self._begin()
-        work = _Work(todo)
-        asked = self._inboxes[: len(todo) - 1]
-        self._busy = True
+        work, asked, interrupt = _Work(todo), 0, None
         try:
-            for inbox in asked:
+            if not self._helpers:
+                self._begin()
+            for inbox in self._inboxes[: len(todo) - 1]:
                 inbox.put(work)
+                asked += 1
             work.do()
-        finally:
-            for _ in asked:
+        except KeyboardInterrupt as error:
+            interrupt = error
+        while asked:  # also when interrupted: what they write to belongs to the caller again
+            try:
                 work.ended.get()
-            self._busy = False
+                asked -= 1
+            except KeyboardInterrupt as error:
+                interrupt = error
+        self._free.release()
+        if interrupt is not None:
+            raise interrupt
         return work.results()
 
     def _begin(self) -> None:
@@ -191,7 +222,9 @@ class _Work:
     def results(self) -> list[Any]:
         """In the order of the tasks; raises the first error."""
         if self._errors:
-            raise self._errors[min(self._errors)]
+            first = self._errors[min(self._errors)]
+            self._errors.clear()  # its traceback refers to this
+            raise first
         return [self._done[i] for i in range(len(self._done))]
 
 

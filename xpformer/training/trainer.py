@@ -153,15 +153,18 @@ class Trainer:
 
     def _choose_sharing(self) -> str:
         """By the bytes that one sample keeps for its backward."""
-        if self.threads == 1:
+        if not self.backend.shares_operations:
+            return "batch"
+        gradients = sum(segment.nbytes for segment in self.gradients[0].segments if segment is not None)
+        if sharing_of(gradients, 0, self.threads) == "batch":
             return "batch"
         host_x, _ = self.batches.train(0, 0, 1)
         ctx = Context(self.backend, rng=Rng(self.seed, 0), grads=self.gradients[0], recompute=self.config.recompute)
-        with Workers(self.backend, 1).step():
-            self.model.forward(_to_device(self.model, host_x), ctx)
+        workers = Workers(self.backend, 1)
+        with workers.step():
+            workers.run([lambda: self.model.forward(_to_device(self.model, host_x), ctx)])
         held = [segment.data for segment in self.store.segments]
         kept = bytes_of([entry.saved for entry in ctx.tape or ()], held) * self.batches.batch_size
-        gradients = sum(segment.nbytes for segment in self.gradients[0].segments if segment is not None)
         return sharing_of(gradients, kept, self.threads)
 
     # ---- one step ---------------------------------------------------------------------------------------------------
@@ -322,7 +325,7 @@ class Trainer:
             between: called between batches.
         """
         self.confirm()
-        with self.averaged_weights(), self.workers.step():
+        with self.averaged_weights(), self.workers.step(operations=False):
             return evaluate(self.model, self.batches, split, self.workers, self.objective, between=between)
 
     # ---- checkpoints ------------------------------------------------------------------------------------------------

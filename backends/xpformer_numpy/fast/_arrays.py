@@ -28,4 +28,4 @@ def are_float32(first: Array, *others: Array | None) -> bool:
 
 def or_zeros(bias: Any, width: int) -> Any:
     """The bias, or zeros where there is none: a loop reads them from the cache."""
-    return np.zeros(width, np.float32) if bias is None else bias
+    return np.zeros(width, np.float32) if bias is None else contiguous(bias)

@@ -2,6 +2,8 @@
 
 - **Serial, and without the interpreter's lock**: the threads are those of training.  Numba's own would fight with them.
 - **When first called**, for one signature, and kept on disk beside the source (or in the user's cache).
+- **Stale** is what a loop takes from other files (a constant, these options): the cache sees changes of its own file
+  alone.  Who edits them deletes ``__pycache__``.
 - **Reordered sums** (``reassoc``), so that they are vectorized; numbers that are not finite stay what they are (neither
   ``nnan`` nor ``ninf``).
 - Arrays that are only read are declared so, and then may be read-only: one signature fits all.

@@ -20,8 +20,9 @@ def adam_step(p: Floats, g: Floats, m: Floats, v: Floats, **hyper: Any) -> tuple
     if hyper.get("finite", True):
         lr, decay, decoupled = hyper["lr"], hyper["weight_decay"], hyper["decoupled"]
         beta1, beta2 = hyper["beta1"], hyper["beta2"]
+        scale = float(hyper.get("scale", 1.0))
         loops.adam_step(
-            p, g, m, v, hyper.get("scale", 1.0), 0.0 if decoupled else decay, 1.0 - lr * decay if decoupled else 1.0,
+            p, g, m, v, scale, 0.0 if decoupled else decay, 1.0 - lr * decay if decoupled else 1.0,
             beta1, 1.0 - beta1, beta2, 1.0 - beta2, 1.0 / math.sqrt(hyper["correction2"]), hyper["eps"],
             lr / hyper["correction1"],
         )  # fmt: skip
@@ -34,7 +35,7 @@ def sgd_step(p: Floats, g: Floats, u: Floats, **hyper: Any) -> tuple[Floats, Flo
         return kernels.sgd_step(p, g, u, **hyper)
     if hyper.get("finite", True):
         options = (hyper["weight_decay"], hyper["momentum"], hyper["lr"], hyper["nesterov"])
-        loops.sgd_step(p, g, u, hyper.get("scale", 1.0), *options)
+        loops.sgd_step(p, g, u, float(hyper.get("scale", 1.0)), *options)
     return p, u
 
 

@@ -60,7 +60,7 @@ def times(a: Any, b: Any) -> Any:
 
 @inlined
 def ordered(bits: Any) -> Any:
-    """The bits of a float32 as an int32 that is ordered as the numbers are, and back; NaN is above infinity.
+    """The bits of a float32 as an int32 that is ordered as the numbers are, and back; NaN is at either end.
 
     A maximum of integers is vectorized; one of numbers would not be, unless NaN were taken for impossible.
     """
@@ -234,7 +234,7 @@ def swiglu_gradient(dy: Any, x: Any, logistic: Any, dx: Any) -> None:
 
 
 @inlined
-def subtract_maximum(z: Any, bits: Any, stop: Any, scale: Any) -> None:
+def subtract_maximum(z: Any, bits: Any, stop: Any) -> None:
     """``z - max z`` of a row's first ``stop`` numbers; unchanged where all are -inf."""
     peak = np.int32(-2147483648)
     for j in range(stop):
@@ -262,7 +262,7 @@ def softmax(scores: Any, bits: Any, flat: Any, scale: Any, seen: Any) -> None:
                 largest = max(largest, np.int32(bits[n, i, j] & 0x7FFFFFFF))
         if not float_of_bits(largest) * scale < _SAFE:
             for i in range(rows):
-                subtract_maximum(scores[n, i], bits[n, i], min(columns, seen + i), scale)
+                subtract_maximum(scores[n, i], bits[n, i], min(columns, seen + i))
         for j in range(rows * columns):
             flat[n, j] = exp(flat[n, j] * scale)
         for i in range(rows):

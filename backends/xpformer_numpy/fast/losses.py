@@ -27,6 +27,8 @@ def forward(logits: Any, targets: Any, **options: Any) -> tuple[Array, CrossEntr
     count, width = rows.shape
     smoothing = options.get("label_smoothing", 0.0)
     classes, keep = cross_entropy.classes_of(targets, options.get("ignore_index", -100))
+    if classes.size and not (classes.min() >= 0 and classes.max() < width):  # a loop does not look where it writes
+        raise IndexError(f"cross_entropy: a class is outside of 0 .. {width - 1}, the last axis of the logits")
     bits = rows.view(np.int32)
     maximum, total, losses = (np.empty((count, 1), np.float32) for _ in range(3))
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from xpformer.array import Array
+from xpformer.array import Array, size
 from xpformer.functional._op import Need, Pair, needs
 from xpformer.functional.rotary import RotarySaved, angles
 from xpformer_numpy import rotary
@@ -24,9 +24,10 @@ def _turned(x: Any, saved: RotarySaved, sign: float) -> Floats:
     """x (..., T, H, d), the angles' (..., T, 1, d/2) or of fewer leading axes."""
     *leading, heads, width = x.shape
     shape = (*leading, width // 2)
-    cosine, sine = (contiguous(np.broadcast_to(a[..., 0, :], shape)).reshape(-1, width // 2) for a in saved)
+    cosine, sine = (contiguous(np.broadcast_to(a[..., 0, :], shape)).reshape(size(shape[:-1]), -1) for a in saved)
     y = np.empty(x.shape, np.float32)
-    loops.turn(contiguous(x).reshape(-1, heads, width), cosine, sine, sign, y.reshape(-1, heads, width))
+    tokens = (size(shape[:-1]), heads, width)
+    loops.turn(contiguous(x).reshape(tokens), cosine, sine, sign, y.reshape(tokens))
     return y
 
 
