@@ -15,7 +15,6 @@ from xpformer_numpy import (
     project_to_vocabulary,
     relu,
     rms_norm,
-    rotary,
     split_heads,
     swiglu,
 )
@@ -33,7 +32,6 @@ PAIRS: dict[str, tuple[Pair, ...]] = {
     "project_to_vocabulary": (project_to_vocabulary.PAIR,),
     "relu": (relu.PAIR,),
     "rms_norm": (rms_norm.PAIR,),
-    "rotary": (rotary.PAIR,),
     "split_heads": (split_heads.PAIR,),
     "swiglu": (swiglu.PAIR,),
 }
