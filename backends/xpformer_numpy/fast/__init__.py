@@ -1,8 +1,8 @@
 """Pairs and kernels whose loops Numba compiles, for float32: what NumPy's calls do in many passes is done in one.
 
-Measured gain and error of each, beside those of the portable pair: ``backends/xpformer_numpy/README.md``, made by
-``benchmarks/pairs.py``.  They are the backend ``numpy:fast``, of the extra ``fast``.  Where one of them does not cover, that of
-:mod:`xpformer_numpy` runs.
+They are the backend ``numpy:fast``, of the extra ``fast``.  Where one of them does not cover, that of
+:mod:`xpformer_numpy` runs.  Measured gain and error of each, beside those of the portable pair, stand in the README of
+that package; ``benchmarks/pairs.py`` measures them.
 """
 
 from xpformer.functional._op import Pair

@@ -26,7 +26,9 @@ def _turned(x: Any, saved: RotarySaved, sign: float) -> Floats:
     """x (..., T, H, d), the angles' (..., T, 1, d/2) or of fewer leading axes."""
     *leading, heads, width = x.shape
     shape = (*leading, width // 2)
-    cosine, sine = (contiguous(np.broadcast_to(a[..., 0, :], shape)).reshape(size(shape[:-1]), width // 2) for a in saved)
+    cosine, sine = (
+        contiguous(np.broadcast_to(a[..., 0, :], shape)).reshape(size(shape[:-1]), width // 2) for a in saved
+    )
     y = np.empty(x.shape, np.float32)
     tokens = (size(shape[:-1]), heads, width)
     loops.turn(contiguous(x).reshape(tokens), cosine, sine, sign, y.reshape(tokens))
