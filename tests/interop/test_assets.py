@@ -128,3 +128,14 @@ def test_steps_that_are_left_out_become_part_of_the_figures() -> None:
     short = read_preprocessor("p.json", {"size": {"shortest_edge": 8}, "do_center_crop": True, "crop_size": 6}, 3)
     assert (short.resize, short.crop) == ((8,), (6, 6))
     assert read_preprocessor("p.json", short.to_json(), 3) == short
+
+
+def test_null_in_a_preprocessor_says_that_a_step_has_no_figure() -> None:
+    plain = {"size": {"height": 8, "width": 8}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    nulls = dict.fromkeys(("do_center_crop", "crop_size", "do_rescale", "rescale_factor", "do_convert_rgb"))
+    assert read_preprocessor("p.json", plain | nulls, 3) == read_preprocessor("p.json", plain, 3)
+    with pytest.raises(ConfigError, match="image_mean is None, expected 3 numbers"):
+        read_preprocessor("p.json", plain | {"image_mean": None}, 3)
+    for bad, key in (({"rescale_factor": 1e-320}, "rescale_factor"), ({"image_std": [10**400, 1, 1]}, "image_std")):
+        with pytest.raises(ConfigError, match=f"{key} is"):
+            read_preprocessor("p.json", plain | bad, 3)

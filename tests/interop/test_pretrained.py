@@ -287,6 +287,21 @@ def test_nothing_is_written_over(tmp_path: Path) -> None:
         model.save_pretrained(tmp_path / "file/b")
 
 
+def test_a_link_to_an_empty_directory_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ViT(ViTConfig.preset("tiny")).to("numpy")
+    (tmp_path / "target").mkdir()
+    (tmp_path / "link").symlink_to("target")
+    model.save_pretrained(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "target/config.json").is_file()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    model.save_pretrained(".")
+    assert (tmp_path / "here/config.json").is_file()
+    with pytest.raises(CheckpointError, match="cannot be written: embedded null byte; take another directory"):
+        model.save_pretrained("a\0b")
+
+
 def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -315,6 +330,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("vit", {"num_attention_heads": 5}, "heads = 5 does not divide dim = 12"),
         ("vit", {"image_size": [15, 20]}, r"image_size is \[15, 20\], expected a whole number, the same for rows"),
         ("vit", {"layer_norm_eps": "x"}, "layer_norm_eps is 'x', expected a number"),
+        ("vit", {"layer_norm_eps": 10**400}, "layer_norm_eps is 1000*, expected a number"),
         ("vit", {"qkv_bias": 1}, "qkv_bias is 1, expected true or false"),
         ("vit", {"qkv_bias": False}, r"6 unknown \(vit\.encoder\.layer\.0\.attention\.attention\.key\.bias"),
         ("vit", {"id2label": {"0": "a", "2": "b"}}, "id2label is .*, expected an object"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -69,6 +69,11 @@ def are_names(values: object) -> bool:
     return isinstance(values, list) and all(isinstance(value, str) and value.isprintable() for value in values)
 
 
+def is_number(value: Any) -> bool:
+    """Whether a value of JSON is a number that a float can hold: neither NaN nor endless, nor an endless integer."""
+    return type(value) in (int, float) and -sys.float_info.max <= value <= sys.float_info.max
+
+
 class Keys:
     """The keys of a configuration, taken one by one; what nobody took is known at the end."""
 
@@ -105,7 +110,7 @@ class Keys:
     def number(self, key: str, default: float) -> float:
         """A finite number."""
         value = self.take(key, default)
-        if type(value) not in (int, float) or not math.isfinite(value):
+        if not is_number(value):
             raise self.wrong(key, "a number")
         return float(value)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from xpformer.data.preprocess import FILTERS, Preprocessor
-from xpformer.interop.documents import Keys
+from xpformer.interop.documents import Keys, is_number
 
 FILE = "preprocessor_config.json"
 
@@ -17,7 +18,8 @@ def read_preprocessor(where: str, document: Mapping[str, Any], channels: int) ->
     Raises:
         ConfigError: naming a key that cannot be.
     """
-    k = Keys(where, document)
+    needed = ("size", "resample", "image_mean", "image_std")  # null says elsewhere that a step has no figure of its own
+    k = Keys(where, {key: value for key, value in document.items() if value is not None or key in needed})
     scale = k.number("rescale_factor", 1 / 255) if k.boolean("do_rescale", True) else 1.0
     normal = k.boolean("do_normalize", True)
     mean = _channels(k, "image_mean", channels) if normal else (0.0,) * channels
@@ -32,6 +34,8 @@ def read_preprocessor(where: str, document: Mapping[str, Any], channels: int) ->
     factor = 255 * scale
     if abs(factor - 1) > 1e-9:  # else it is 1/255 as somebody rounded it
         mean, std = tuple(m / factor for m in mean), tuple(s / factor for s in std)
+        if not (all(map(math.isfinite, (*mean, *std))) and min(std) > 0):
+            raise k.wrong("rescale_factor", "a number that leaves mean and deviation finite")
     size = _size(k, "size") if k.boolean("do_resize", True) else ()
     crop = _size(k, "crop_size") if k.boolean("do_center_crop", False) else ()
     if len(size) == 1 and not crop:  # of pictures that are not square the model takes none of what comes out
@@ -42,7 +46,7 @@ def read_preprocessor(where: str, document: Mapping[str, Any], channels: int) ->
 def _channels(k: Keys, key: str, channels: int) -> tuple[float, ...]:
     values = k.take(key, 0.5)
     values = [values] * channels if isinstance(values, (int, float)) else values
-    if not isinstance(values, list) or len(values) != channels or not all(type(v) in (int, float) for v in values):
+    if not isinstance(values, list) or len(values) != channels or not all(map(is_number, values)):
         raise k.wrong(key, f"{channels} numbers, one a channel")
     return tuple(float(v) for v in values)
 

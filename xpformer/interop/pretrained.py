@@ -235,7 +235,11 @@ def write(
 
 
 def _write_files(directory: Path, texts: Mapping[str, bytes], groups: Mapping[str, Mapping[str, HostArray]]) -> None:
-    """All files or none: written in a hidden directory beside, which is then renamed."""
+    """All files or none: written in a hidden directory beside, which is then renamed; a link is followed."""
+    try:
+        directory = directory.resolve()
+    except (OSError, ValueError) as error:  # a loop of links; a zero byte in the name
+        raise CheckpointError(f"{directory}: cannot be written: {error}; take another directory") from error
     if os.path.lexists(directory) and not (directory.is_dir() and not any(directory.iterdir())):
         raise CheckpointError(f"{directory}: exists already, and nothing is written over; take another directory")
     staging = directory.with_name(f".tmp-{directory.name}-{os.getpid()}")
