@@ -13,7 +13,7 @@ from typing import Any
 
 from xpformer.data.preprocess import FILTERS, Preprocessor
 from xpformer.errors import CheckpointError, ConfigError
-from xpformer.interop.documents import MOST_BLOCKS, Keys, are_names
+from xpformer.interop.documents import MOST_BLOCKS, Keys, are_names, is_number
 from xpformer.interop.hf_vit import FRESH, patch_embedding
 from xpformer.interop.layouts import ROW, TOKEN, TRANSPOSED, Entry, Stored, Table, affine, one
 from xpformer.models.vit import ViTConfig
@@ -59,6 +59,12 @@ def read_config(where: str, document: Mapping[str, Any], stored: Stored) -> ViTC
     heads = arguments.integer("num_heads", HEADS.get(dim, 0) or 1)
     if "num_heads" not in given and dim not in HEADS:
         raise ConfigError(f'{where}: nothing says how many heads there are; add "model_args": {{"num_heads": ...}}')
+    for key, value in (("global_pool", "token"), ("class_token", True), ("act_layer", "gelu"), ("pre_norm", False)):
+        arguments.only(key, value)
+    for key in ("img_size", "patch_size", "in_chans", "num_classes", "embed_dim", "depth", "mlp_ratio", "qkv_bias"):
+        arguments.take(key)  # the shapes of the tensors say it
+    if left := arguments.untaken():
+        raise arguments.wrong(left[0], "a model without it: what it changes is not supported")
     try:
         return ViTConfig(
             image_size=patch * side,
@@ -99,11 +105,17 @@ def read_preprocessor(where: str, document: Mapping[str, Any], config: ViTConfig
     k = Keys(f"{where}: pretrained_cfg", given)
     size = config.image_size
     filters = {name: name for name in FILTERS}
-    mean, std = ([*k.take(key, [0.5] * config.channels)] for key in ("mean", "std"))
-    if len(mean) != config.channels or len(std) != config.channels:
-        raise k.wrong("mean", f"{config.channels} numbers, one a channel")
+    figures = {key: k.take(key, [0.5] * config.channels) for key in ("mean", "std")}
+    for key, values in figures.items():
+        if not isinstance(values, list) or len(values) != config.channels or not all(map(is_number, values)):
+            raise k.wrong(key, f"{config.channels} numbers, one a channel")
+    mean, std = figures.values()
+    part = k.number("crop_pct", 0.9)
+    if not 0.01 <= part <= 1:
+        raise k.wrong("crop_pct", "a share between 0.01 and 1")
+    k.only("crop_mode", "center")
     return Preprocessor(
-        (math.floor(size / k.number("crop_pct", 0.9)),),
+        (math.floor(size / part),),
         k.choice("interpolation", "bicubic", filters),
         (size, size),
         tuple(map(float, mean)),
