@@ -28,12 +28,10 @@ above the diagonal are skipped if causal.
 Measured against :mod:`xpformer_numpy.attention`, float32, one thread, 6 heads of 64: how many times as fast forward and
 backward are together, and what each keeps of a head, query, key and value apart:
 
-    tokens    causal    causal, dropout    not causal    that pair, with dropout    this pair
-       256      0.66               0.66          0.81                    320 KiB       66 KiB
-       512      1.08               1.00          0.91                    1.3 MiB      132 KiB
-     1,024      1.43               1.36          0.95                    5.0 MiB      264 KiB
-     2,048      2.02               1.95          1.17                     20 MiB      528 KiB
-     4,096      2.27               2.59          1.36                     80 MiB      1.0 MiB
+    tokens    causal    not causal    that pair, with dropout    this pair
+       512      0.85          0.94                    1.3 MiB      132 KiB
+     1,024      1.22          1.00                    5.0 MiB      264 KiB
+     2,048      1.48          1.21                     20 MiB      528 KiB
 """
 
 from __future__ import annotations
@@ -55,8 +53,8 @@ from xpformer_numpy.dropout import dropped, first_index, keep_rows
 TILE = (256, 256)
 """Queries and keys of a tile: its scores stay near a core's L2 cache, and BLAS still has its full rate."""
 LONG = {True: 512**2, False: 1024**2}
-"""Scores of a head from which on this pair runs, if causal and if not: where it is no slower, or keeps a tenth of the
-memory for 5 per cent of time."""
+"""Scores of a head from which on this pair runs, if causal and if not: where it is faster, or keeps a tenth of the
+memory for a sixth more time."""
 
 
 class Scores(NamedTuple):

@@ -99,7 +99,7 @@ def test_shares_and_parts_give_the_whole(undivided: Any, threads: int, accumulat
     assert difference(np.array(losses), np.array(expected_losses)) <= 1e-12 * magnitude(np.array(expected_losses))
 
 
-@pytest.mark.parametrize("backend", ["numpy", "numpy:fast", "numpy:portable"])
+@pytest.mark.parametrize("backend", ["numpy", "numpy:fast"])
 @pytest.mark.parametrize(("threads", "accumulate"), [(2, 1), (3, 2)])
 def test_shared_operations_give_the_whole(
     monkeypatch: pytest.MonkeyPatch, undivided: Any, backend: str, threads: int, accumulate: int
@@ -147,6 +147,8 @@ def test_what_is_shared_follows_from_bytes() -> None:
     assert sharing_of(large, 0, 1) == "batch"
     with pytest.raises(ConfigError, match="unknown sharing 'batches'; did you mean 'batch'"):
         trainer(2, sharing="batches")
+    with pytest.raises(ConfigError, match="backend numpy:portable cannot share operations; leave out --sharing"):
+        trainer(2, sharing="operations", backend="numpy:portable")
 
 
 @pytest.mark.parametrize(("large", "expected"), [(1, "operations"), (1 << 40, "batch")])

@@ -85,14 +85,16 @@ def _check_positive(threads: int) -> None:
         raise ConfigError(f"threads = {threads} is less than 1")
 
 
-def check_sharing(sharing: str | None) -> None:
-    """Raise unless it is one of :data:`SHARING`, or ``None``.
+def check_sharing(backend: Backend, sharing: str | None) -> None:
+    """Raise unless it is one of :data:`SHARING` that the backend has, or ``None``.
 
     Raises:
         ConfigError: if it is another.
     """
     if sharing is not None and sharing not in SHARING:
         raise ConfigError(f"unknown sharing {sharing!r}; {suggest(sharing, SHARING)}")
+    if sharing == "operations" and not backend.shares_operations:
+        raise ConfigError(f"backend {backend.spec} cannot share operations; leave out --sharing operations")
 
 
 def sharing_of(gradients: int, activations: int, threads: int) -> str:
@@ -169,21 +171,23 @@ class Workers:
             return [_quietly(task) for task in todo]
         work, asked, interrupt = _Work(todo), 0, None
         try:
-            if not self._helpers:
-                self._begin()
-            for inbox in self._inboxes[: len(todo) - 1]:
-                inbox.put(work)
-                asked += 1
-            work.do()
-        except KeyboardInterrupt as error:
-            interrupt = error
-        while asked:  # also when interrupted: what they write to belongs to the caller again
             try:
-                work.ended.get()
-                asked -= 1
+                if not self._helpers:
+                    self._begin()
+                for inbox in self._inboxes[: len(todo) - 1]:
+                    inbox.put(work)
+                    asked += 1
+                work.do()
             except KeyboardInterrupt as error:
                 interrupt = error
-        self._free.release()
+            while asked:  # also when interrupted: what they write to belongs to the caller again
+                try:
+                    work.ended.get()
+                    asked -= 1
+                except KeyboardInterrupt as error:
+                    interrupt = error
+        finally:
+            self._free.release()
         if interrupt is not None:
             raise interrupt
         return work.results()

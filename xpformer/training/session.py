@@ -391,7 +391,7 @@ def resume(
     stored = run.manifest.get("threads")
     if threads is None and used.shares_batch and isinstance(stored, int):
         threads = stored
-    if sharing is None and threads == stored:
+    if sharing is None and threads == stored and used.shares_operations:
         sharing = str(run.manifest.get("sharing", "batch"))
     began = any(run.checkpoints.glob("step_*"))
     sources = (config.get(key) for key in ("grown_from", "started_from"))

@@ -123,7 +123,7 @@ class Trainer:
         observer: Observer | None = None,
         objective: Objective | None = None,
     ) -> None:
-        check_sharing(sharing)
+        check_sharing(model.backend, sharing)
         self.model, self.batches, self.config, self.seed, self.observer = model, batches, config, seed, observer
         self.backend, self.store = model.backend, model.store
         self.threads = thread_count(self.backend, threads)
