@@ -210,7 +210,10 @@ def write(
     family, notes = family_of(config), []
     lacking = family.theirs.lacks(config)
     if lacking and own is False:
-        raise ConfigError(f"{directory}: not written: {family.theirs.ARCHITECTURE} has no {', no '.join(lacking)}")
+        raise ConfigError(
+            f"{directory}: not written: {family.theirs.ARCHITECTURE} has no {', no '.join(lacking)}; "
+            f"write it as {family.own_type} (convert --to xpformer, save_pretrained(own=True))"
+        )
     if lacking and own is None:
         notes.append(
             f"{directory}: {family.theirs.ARCHITECTURE} has no {', no '.join(lacking)}; "
