@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from xpformer.interop.pretrained import load
     from xpformer.layers import Context, Gradients, Layer, Observer, Parameter
     from xpformer.models.gpt import GPT, GPTConfig
+    from xpformer.models.swin import Swin, SwinConfig
     from xpformer.models.tuning import Tuning, tune
     from xpformer.models.vit import ViT, ViTConfig
     from xpformer.rng import Rng
@@ -35,6 +36,8 @@ _HOMES = {
     "Trainer": "xpformer.training.trainer",
     "GPT": "xpformer.models.gpt",
     "GPTConfig": "xpformer.models.gpt",
+    "Swin": "xpformer.models.swin",
+    "SwinConfig": "xpformer.models.swin",
     "ViT": "xpformer.models.vit",
     "ViTConfig": "xpformer.models.vit",
     "Tuning": "xpformer.models.tuning",
@@ -51,6 +54,8 @@ __all__ = [
     "Observer",
     "Parameter",
     "Rng",
+    "Swin",
+    "SwinConfig",
     "TrainConfig",
     "Trainer",
     "Tuning",

@@ -19,11 +19,15 @@ from xpformer.functional.layer_norm import layer_norm
 from xpformer.functional.linear import linear
 from xpformer.functional.mean_tokens import mean_tokens
 from xpformer.functional.mse import mse
+from xpformer.functional.pad import pad
+from xpformer.functional.patch_merging import patch_merging
 from xpformer.functional.patchify import patchify
 from xpformer.functional.prepend_token import prepend_token
 from xpformer.functional.project_to_vocabulary import project_to_vocabulary
+from xpformer.functional.relative_position_bias import relative_position_bias
 from xpformer.functional.relu import relu
 from xpformer.functional.rms_norm import rms_norm
+from xpformer.functional.roll import roll
 from xpformer.functional.rotary import rotary
 from xpformer.functional.sigmoid import sigmoid
 from xpformer.functional.silu import silu
@@ -32,6 +36,8 @@ from xpformer.functional.split_heads import split_heads
 from xpformer.functional.swiglu import swiglu
 from xpformer.functional.take_token import take_token
 from xpformer.functional.tanh import tanh
+from xpformer.functional.window_partition import window_partition
+from xpformer.functional.window_reverse import window_reverse
 
 OPERATIONS: dict[str, Op] = {
     op.name: op
@@ -51,11 +57,15 @@ OPERATIONS: dict[str, Op] = {
         linear,
         mean_tokens,
         mse,
+        pad,
+        patch_merging,
         patchify,
         prepend_token,
         project_to_vocabulary,
+        relative_position_bias,
         relu,
         rms_norm,
+        roll,
         rotary,
         sigmoid,
         silu,
@@ -64,6 +74,8 @@ OPERATIONS: dict[str, Op] = {
         swiglu,
         take_token,
         tanh,
+        window_partition,
+        window_reverse,
     )
 }
 
@@ -88,11 +100,15 @@ __all__ = [
     "linear",
     "mean_tokens",
     "mse",
+    "pad",
+    "patch_merging",
     "patchify",
     "prepend_token",
     "project_to_vocabulary",
+    "relative_position_bias",
     "relu",
     "rms_norm",
+    "roll",
     "rotary",
     "sigmoid",
     "silu",
@@ -101,4 +117,6 @@ __all__ = [
     "swiglu",
     "take_token",
     "tanh",
+    "window_partition",
+    "window_reverse",
 ]

@@ -12,16 +12,17 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from xpformer.errors import ConfigError, suggest
-from xpformer.interop import hf_gpt, hf_vit
+from xpformer.interop import hf_gpt, hf_swin, hf_vit
 from xpformer.interop.documents import Read, are_names, changed, converted
 from xpformer.interop.layouts import HostArray, InMemory, Stored, Table, fetch, store
 from xpformer.models.gpt import GPT, GPTConfig
 from xpformer.models.model import Model
+from xpformer.models.swin import Swin, SwinConfig
 from xpformer.models.vit import ViT, ViTConfig
 
 
 class Theirs(Protocol):
-    """What is known of a class of transformers: :mod:`xpformer.interop.hf_vit`, :mod:`xpformer.interop.hf_gpt`."""
+    """What is known of a class of transformers: :mod:`xpformer.interop.hf_vit`, ``hf_swin``, ``hf_gpt``."""
 
     MODEL_TYPE: str
     ARCHITECTURE: str
@@ -58,11 +59,14 @@ class Family:
     own_type: str
     """The ``model_type`` of configurations that only we can read."""
     theirs: Theirs
+    has_classes: bool = True
+    """Whether it gives scores of classes, which have names."""
 
 
 VIT = Family(ViT, ViTConfig, "xpformer-vit", hf_vit)
-GPT2 = Family(GPT, GPTConfig, "xpformer-gpt", hf_gpt)
-FAMILIES = (VIT, GPT2)
+SWIN = Family(Swin, SwinConfig, "xpformer-swin", hf_swin)
+GPT2 = Family(GPT, GPTConfig, "xpformer-gpt", hf_gpt, has_classes=False)
+FAMILIES = (VIT, SWIN, GPT2)
 
 
 def family_of(config: Any) -> Family:
@@ -104,10 +108,10 @@ def describe(
     document = {
         "model_type": family.theirs.MODEL_TYPE,
         "architectures": [family.theirs.ARCHITECTURE],
-        **({} if family is VIT else dict.fromkeys(("bos_token_id", "eos_token_id"))),
+        **({} if family.has_classes else dict.fromkeys(("bos_token_id", "eos_token_id"))),
         **(carried or {}),
         **family.theirs.keys(config),
-        **(hf_vit.labels(class_names or default_names(config)) if family is VIT else {}),
+        **(hf_vit.labels(class_names or default_names(config)) if family.has_classes else {}),
         "dtype": dtype,
         "torch_dtype": dtype,  # the same, for transformers 4
     }
@@ -120,7 +124,7 @@ def is_own(config: Any) -> bool:
     return bool(family_of(config).theirs.lacks(config))
 
 
-def default_names(config: ViTConfig) -> tuple[str, ...]:
+def default_names(config: ViTConfig | SwinConfig) -> tuple[str, ...]:
     """As transformers names classes that have none."""
     return tuple(f"LABEL_{i}" for i in range(config.classes))
 

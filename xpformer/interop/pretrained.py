@@ -94,7 +94,7 @@ def _read_directory(folder: Path, document: Mapping[str, Any]) -> Pretrained:
     family, read, notes = read_config(str(folder / "config.json"), document)
     theirs, config = family.theirs, read.config
     stored = open_tensors(folder)
-    channels = config.channels if family is VIT else None
+    channels = config.channels if family.has_classes else None
     assets = read_assets(folder, read.class_names, channels, read.carried)
     if not is_theirs(document):
         if any(name.endswith(".lora_a") for name in stored.shapes):

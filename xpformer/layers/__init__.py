@@ -14,8 +14,10 @@ from xpformer.layers.lora import LoRA
 from xpformer.layers.mlp import MLP
 from xpformer.layers.norm import LayerNorm, NoNorm, RMSNorm
 from xpformer.layers.patch_embedding import ConvPatches, FlattenPatches
+from xpformer.layers.patch_merging import PatchMerging
 from xpformer.layers.pooling import ClassToken, Head, Pool
 from xpformer.layers.position import Positions, TokenPositions
+from xpformer.layers.window_attention import WindowAttention
 from xpformer.parameters import Constant, Gradients, Parameter, ParameterStore, Segment
 
 __all__ = [
@@ -44,6 +46,7 @@ __all__ = [
     "Observer",
     "Parameter",
     "ParameterStore",
+    "PatchMerging",
     "Pool",
     "Positions",
     "RMSNorm",
@@ -52,4 +55,5 @@ __all__ = [
     "TiedHead",
     "TokenPositions",
     "Tokens",
+    "WindowAttention",
 ]

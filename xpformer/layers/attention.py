@@ -75,30 +75,45 @@ class MultiHeadAttention(Layer):
 
     def forward(self, x: Any, ctx: Context) -> Any:
         """(B, T, D) -> (B, T, D)."""
+        return self.project(self.attend(x, ctx, ctx.tokens.mask if ctx.tokens else None), ctx)
+
+    def attend(self, x: Any, ctx: Context, mask: Any) -> Any:
+        """The heads' means of the values, side by side, before the output projection: (..., T, D) -> (..., T, D)."""
         parts = (self.heads, self.kv_heads, self.kv_heads)
-        q, k, v = ctx.forward(split_heads, self.qkv.forward(x, ctx), heads=parts)  # (B, T, H, d), (B, T, G, d) twice
+        q, k, v = ctx.forward(
+            split_heads, self.qkv.forward(x, ctx), heads=parts
+        )  # (..., T, H, d), (..., T, G, d) twice
         if self.rotary_base:
             positions = token_positions(x, ctx)  # (T,) or (B, T)
             q = ctx.forward(rotary, q, positions, base=self.rotary_base)
             k = ctx.forward(rotary, k, positions, base=self.rotary_base)
         if ctx.cache is not None:
             k, v = ctx.cache.extend(ctx.path, k, v)  # (B, S, G, d)
-        mask = ctx.tokens.mask if ctx.tokens else None
         key = ctx.mask_key() if self.attention_dropout else None
         drop = {"dropout": self.attention_dropout, "dropout_key": key} if key is not None else {}
-        y = ctx.forward(attention, q, k, v, mask, causal=self.causal, **drop)  # (B, T, H, d)
-        y = ctx.forward(flatten, y, start=-2)  # (B, T, D)
+        y = ctx.forward(attention, q, k, v, mask, causal=self.causal, **drop)  # (..., T, H, d)
+        return ctx.forward(flatten, y, start=-2)  # (..., T, D)
+
+    def project(self, y: Any, ctx: Context) -> Any:
+        """The output projection: (B, T, D) -> (B, T, D)."""
         if self.projection is not None:
             y = self.projection.forward(y, ctx)
         return self.dropout.forward(y, ctx)
 
     def backward(self, dy: Any, ctx: Context) -> Any:
         """``dx``."""
+        return self.attend_backward(self.project_backward(dy, ctx), ctx)[0]
+
+    def project_backward(self, dy: Any, ctx: Context) -> Any:
+        """``dx`` of :meth:`project`."""
         dy = self.dropout.backward(dy, ctx)
-        if self.projection is not None:
-            dy = self.projection.backward(dy, ctx)
-        dq, dk, dv = ctx.backward(attention, ctx.backward(flatten, dy))
+        return dy if self.projection is None else self.projection.backward(dy, ctx)
+
+    def attend_backward(self, dy: Any, ctx: Context) -> tuple[Any, Any]:
+        """``dx`` of :meth:`attend`, and the gradient of an additive mask, ``None`` where there was no such."""
+        dq, dk, dv, *dmask = ctx.backward(attention, ctx.backward(flatten, dy))
         if self.rotary_base:
             dk = ctx.backward(rotary, dk)
             dq = ctx.backward(rotary, dq)
-        return self.qkv.backward(ctx.backward(split_heads, (dq, dk, dv)), ctx)
+        dx = self.qkv.backward(ctx.backward(split_heads, (dq, dk, dv)), ctx)
+        return dx, dmask[0] if dmask else None

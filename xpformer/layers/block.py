@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from xpformer import initializers as init
 from xpformer.errors import ConfigError, suggest
+from xpformer.functional.window_partition import Windows
 from xpformer.layers._context import Context
 from xpformer.layers._layer import Layer
 from xpformer.layers.attention import MultiHeadAttention
 from xpformer.layers.dropout import DropPath
 from xpformer.layers.mlp import MLP
 from xpformer.layers.norm import make_norm
+from xpformer.layers.window_attention import WindowAttention
 from xpformer.parameters import Initializer
 
 ORDERS = ("pre", "post")
@@ -38,7 +41,8 @@ class Block(Layer):
         rotary_base: of rotary positions; 0 means none.
         dropout: on the output of both branches; ``hidden_dropout``: behind the activation, the same if not given.
         attention_dropout: on the attention weights.
-        drop_path: on whole branches.
+        drop_path: on whole branches; ``mlp_drop_path``: on the MLP's, the same if not given.
+        windows: attention inside windows of a grid, instead of all tokens to all.
         weight_init: of all matrices but the last one of each branch, whose is ``output_init`` if that is given.
         bias_init: of all biases but the norms'.
     """
@@ -68,6 +72,8 @@ class Block(Layer):
         hidden_dropout: float | None = None,
         attention_dropout: float = 0.0,
         drop_path: float = 0.0,
+        mlp_drop_path: float | None = None,
+        windows: Windows | None = None,
         weight_init: Initializer = init.xavier_uniform,
         output_init: Initializer | None = None,
         bias_init: Initializer = init.zeros,
@@ -76,7 +82,8 @@ class Block(Layer):
             raise ConfigError(f"unknown order {order!r}; {suggest(order, ORDERS)}")
         self.post, self.mlp_first, self.residual = order == "post", mlp_first, residual
         self.norm1 = make_norm(norm, dim, eps=norm_eps, bias=bias)
-        self.attention = MultiHeadAttention(
+        attention = MultiHeadAttention if windows is None else partial(WindowAttention, windows=windows)
+        self.attention = attention(
             dim,
             heads,
             kv_heads=kv_heads,
@@ -108,7 +115,7 @@ class Block(Layer):
             if mlp
             else None
         )
-        self.drop_path2 = DropPath(drop_path)
+        self.drop_path2 = DropPath(drop_path if mlp_drop_path is None else mlp_drop_path)
 
     def branches(self) -> tuple[tuple[Layer, Layer, Layer], ...]:
         """Norm, body and drop path of the two residual branches, in the order of the forward."""

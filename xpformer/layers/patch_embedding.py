@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from xpformer import initializers as init
+from xpformer.functional.pad import pad
 from xpformer.functional.patchify import patchify
 from xpformer.layers._context import Context
 from xpformer.layers._layer import Layer
@@ -16,7 +17,10 @@ from xpformer.parameters import Initializer
 
 
 class FlattenPatches(Layer):
-    """Cut the image into patches, flatten each, map it linearly: (B, C, H, W) -> (B, N, dim)."""
+    """Cut the image into patches, flatten each, map it linearly: (B, C, H, W) -> (B, N, dim).
+
+    With ``pad`` an image that patches do not tile is padded with zeros on the right and below.
+    """
 
     def __init__(
         self,
@@ -24,24 +28,30 @@ class FlattenPatches(Layer):
         patch: int,
         dim: int,
         *,
+        pad: bool = False,
         weight_init: Initializer = init.xavier_uniform,
         bias_init: Initializer = init.zeros,
     ) -> None:
-        self.patch = patch
+        self.patch, self.pad = patch, pad
         self.projection = Linear(channels * patch * patch, dim, weight_init=weight_init, bias_init=bias_init)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of patches."""
-        return height // self.patch, width // self.patch
+        extra = self.patch - 1 if self.pad else 0
+        return (height + extra) // self.patch, (width + extra) // self.patch
 
     def forward(self, x: Any, ctx: Context) -> Any:
         """(B, C, H, W) -> (B, N, dim)."""
+        if self.pad:
+            x = ctx.forward(pad, x, after=(0, 0, -x.shape[2] % self.patch, -x.shape[3] % self.patch))
         return self.projection.forward(ctx.forward(patchify, x, patch=self.patch), ctx)
 
     def backward(self, dy: Any, ctx: Context) -> Any:
         """The gradient of the image, or ``None`` if the context does not want it."""
         dx = self.projection.backward(dy, ctx, input_gradient=ctx.input_gradient)
-        return ctx.backward(patchify, dx, need=None if ctx.input_gradient else ())
+        need = None if ctx.input_gradient else ()
+        dx = ctx.backward(patchify, dx, need=need)
+        return ctx.backward(pad, dx, need=need) if self.pad else dx
 
 
 class ConvPatches(Layer):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from xpformer import initializers as init
-from xpformer.errors import ConfigError, ShapeError, suggest
+from xpformer.errors import ConfigError, ShapeError
 from xpformer.functional.take_token import take_token
 from xpformer.layers import (
     Block,
@@ -26,6 +26,7 @@ from xpformer.layers.activation import ACTIVATIONS, GATED
 from xpformer.layers.block import ORDERS
 from xpformer.layers.norm import NORMS, make_norm
 from xpformer.layers.position import TOKEN_POSITIONS
+from xpformer.models.config import check_fields, preset
 from xpformer.models.model import Model
 from xpformer.parameters import Initializer
 
@@ -84,30 +85,21 @@ class GPTConfig:
     reference, matrices U(-1/sqrt(in), 1/sqrt(in)), tables N(0, 1).  Biases are zero in both."""
 
     def __post_init__(self) -> None:
-        for name in ("vocabulary", "context", "dim", "heads"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} = {getattr(self, name)} is not positive")
-        for name in ("depth", "kv_heads", "hidden"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} = {getattr(self, name)} is negative")
-        for name, options in (
-            ("activation", ACTIVATIONS | GATED),
-            ("norm", NORMS),
-            ("order", ORDERS),
-            ("positions", POSITIONS),
-            ("head", HEADS),
-            ("init", INITS),
-        ):
-            if getattr(self, name) not in options:
-                raise ConfigError(
-                    f"{name} = {getattr(self, name)!r} is unknown; {suggest(getattr(self, name), options)}"
-                )
-        for name in ("dropout", "embedding_dropout", "attention_dropout"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ConfigError(f"{name} = {getattr(self, name)} is outside 0 <= rate < 1")
-        for name in ("norm_eps", "rotary_base"):
-            if not getattr(self, name) > 0.0:
-                raise ConfigError(f"{name} = {getattr(self, name)} is not positive")
+        check_fields(
+            self,
+            positive=("vocabulary", "context", "dim", "heads"),
+            not_negative=("depth", "kv_heads", "hidden"),
+            choices={
+                "activation": ACTIVATIONS | GATED,
+                "norm": NORMS,
+                "order": ORDERS,
+                "positions": POSITIONS,
+                "head": HEADS,
+                "init": INITS,
+            },
+            rates=("dropout", "embedding_dropout", "attention_dropout"),
+            above_zero=("norm_eps", "rotary_base"),
+        )
         if self.dim % self.heads:
             raise ConfigError(f"heads = {self.heads} does not divide dim = {self.dim}")
         if self.kv_heads and self.heads % self.kv_heads:
@@ -125,13 +117,7 @@ class GPTConfig:
         Raises:
             ConfigError: if the preset or a field is unknown.
         """
-        if name not in PRESETS:
-            raise ConfigError(f"unknown preset {name!r}; {suggest(name, PRESETS)}")
-        fields = {field.name for field in dataclasses.fields(cls)}
-        for key in changes:
-            if key not in fields:
-                raise ConfigError(f"unknown GPT option {key!r}; {suggest(key, fields)}")
-        return dataclasses.replace(PRESETS[name], **changes)
+        return preset(PRESETS, "GPT", name, changes)
 
 
 class GPT(Model):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from xpformer.array import dtype_name
+from xpformer.errors import ShapeError
 from xpformer.layers import Layer
 
 if TYPE_CHECKING:
@@ -67,3 +69,13 @@ class Model(Layer):
         from xpformer.interop.pretrained import save
 
         return save(self, directory, **options)
+
+
+def check_images(model: Model, images: Any) -> None:
+    """Raise :class:`ShapeError` unless ``images`` are (B, channels, image_size, image_size), of the weights' dtype."""
+    c, kind = model.config, type(model).__name__
+    if images.ndim != 4 or tuple(images.shape[1:]) != (c.channels, c.image_size, c.image_size):
+        expected = f"(B, {c.channels}, {c.image_size}, {c.image_size})"
+        raise ShapeError(f"{kind}: images have shape {tuple(images.shape)}, expected {expected}")
+    if images.dtype != model.backend.dtype(model.dtype):
+        raise ShapeError(f"{kind}: images are {dtype_name(images)}, the weights {model.dtype}; convert one of them")

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from xpformer import initializers as init
-from xpformer.array import dtype_name
-from xpformer.errors import ConfigError, ShapeError, suggest
+from xpformer.errors import ConfigError
 from xpformer.layers import (
     Block,
     ClassToken,
@@ -25,7 +24,8 @@ from xpformer.layers import (
 from xpformer.layers.activation import ACTIVATIONS
 from xpformer.layers.pooling import POOLS
 from xpformer.layers.position import POSITIONS
-from xpformer.models.model import Model
+from xpformer.models.config import check_fields, preset
+from xpformer.models.model import Model, check_images
 from xpformer.parameters import Initializer
 
 EMBEDDINGS = ("flatten", "conv", "stem")
@@ -88,31 +88,22 @@ class ViTConfig:
     Biases are zero in both; convolutions are uniform as above (``conv``) or He-normal (``stem``)."""
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "channels", "classes", "patch_size", "dim", "depth"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} = {getattr(self, name)} is not positive")
-        for name, options in (
-            ("embedding", EMBEDDINGS),
-            ("positions", POSITIONS),
-            ("pool", POOLS),
-            ("activation", ACTIVATIONS),
-            ("stem_activation", ACTIVATIONS),
-            ("head_activation", ACTIVATIONS),
-            ("init", INITS),
-        ):
-            if getattr(self, name) not in options:
-                raise ConfigError(
-                    f"{name} = {getattr(self, name)!r} is unknown; {suggest(getattr(self, name), options)}"
-                )
-        for name in ("dropout", "hidden_dropout", "attention_dropout", "drop_path"):
-            if not 0.0 <= (getattr(self, name) or 0.0) < 1.0:
-                raise ConfigError(f"{name} = {getattr(self, name)} is outside 0 <= rate < 1")
-        for name in ("patch_stride", "head_hidden"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} = {getattr(self, name)} is negative")
-        for name in ("mlp_ratio", "norm_eps"):
-            if not getattr(self, name) > 0.0:
-                raise ConfigError(f"{name} = {getattr(self, name)} is not positive")
+        check_fields(
+            self,
+            positive=("image_size", "channels", "classes", "patch_size", "dim", "depth"),
+            choices={
+                "embedding": EMBEDDINGS,
+                "positions": POSITIONS,
+                "pool": POOLS,
+                "activation": ACTIVATIONS,
+                "stem_activation": ACTIVATIONS,
+                "head_activation": ACTIVATIONS,
+                "init": INITS,
+            },
+            rates=("dropout", "hidden_dropout", "attention_dropout", "drop_path"),
+            not_negative=("patch_stride", "head_hidden"),
+            above_zero=("mlp_ratio", "norm_eps"),
+        )
         if len(self.heads_per_block) != self.depth:
             raise ConfigError(f"heads = {self.heads} names {len(self.heads_per_block)} blocks, depth = {self.depth}")
         for heads in self.heads_per_block:
@@ -145,13 +136,7 @@ class ViTConfig:
         Raises:
             ConfigError: if the preset or a field is unknown.
         """
-        if name not in PRESETS:
-            raise ConfigError(f"unknown preset {name!r}; {suggest(name, PRESETS)}")
-        fields = {field.name for field in dataclasses.fields(cls)}
-        for key in changes:
-            if key not in fields:
-                raise ConfigError(f"unknown ViT option {key!r}; {suggest(key, fields)}")
-        return dataclasses.replace(PRESETS[name], **changes)
+        return preset(PRESETS, "ViT", name, changes)
 
 
 class ViT(Model):
@@ -229,12 +214,7 @@ class ViT(Model):
 
     def _embed(self, images: Any, ctx: Context) -> Any:
         """(B, channels, image_size, image_size) -> (B, T, D)."""
-        c = self.config
-        if images.ndim != 4 or tuple(images.shape[1:]) != (c.channels, c.image_size, c.image_size):
-            expected = f"(B, {c.channels}, {c.image_size}, {c.image_size})"
-            raise ShapeError(f"ViT: images have shape {tuple(images.shape)}, expected {expected}")
-        if images.dtype != self.backend.dtype(self.dtype):
-            raise ShapeError(f"ViT: images are {dtype_name(images)}, the weights {self.dtype}; convert one of them")
+        check_images(self, images)
         x = self.embedding.forward(images, ctx)  # (B, N, D)
         if self.patch_norm is not None:
             x = self.patch_norm.forward(x, ctx)

@@ -18,9 +18,19 @@ import msgspec
 from xpformer.errors import ConfigError, DataError, XpformerError, suggest
 from xpformer.layers import Layer
 from xpformer.training.task import Task, check_data
-from xpformer.training.tasks.images import DataConfig, ImageTask, Settings
+from xpformer.training.tasks.images import DataConfig, ImageTask, Settings, SwinSettings, SwinTask
 
-__all__ = ["DataConfig", "Recipe", "Settings", "find_recipe", "list_recipes", "load_recipe", "recipes_root"]
+__all__ = [
+    "DataConfig",
+    "Recipe",
+    "Settings",
+    "SwinSettings",
+    "SwinTask",
+    "find_recipe",
+    "list_recipes",
+    "load_recipe",
+    "recipes_root",
+]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Images into classes, by a Vision Transformer."""
+"""Images into classes, by a Vision Transformer or a Swin."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from xpformer.data.files import load_image
 from xpformer.data.images import ImageData
 from xpformer.data.preprocess import Preprocessor
 from xpformer.errors import DataError
-from xpformer.interop.families import describe
+from xpformer.interop.families import describe, family_of
 from xpformer.interop.preprocessor import FILE
 from xpformer.layers import Layer
+from xpformer.models.swin import SwinConfig
 from xpformer.models.tuning import HEAD, Tuning, tune
-from xpformer.models.vit import ViT, ViTConfig
+from xpformer.models.vit import ViTConfig
 from xpformer.training.config import TrainConfig
 from xpformer.training.objective import Classification
 from xpformer.training.task import Task
@@ -42,6 +43,13 @@ class Settings:
     augmentation: Augmentation = Augmentation()  # noqa: RUF009  (frozen)
     data: DataConfig = DataConfig()
     tuning: Tuning = Tuning()  # noqa: RUF009  (frozen)
+
+
+@dataclass(frozen=True)
+class SwinSettings(Settings):
+    """Those of a :class:`~xpformer.models.swin.Swin`."""
+
+    model: SwinConfig  # type: ignore[assignment]
 
 
 class ImageTask(Task[Settings, ImageData]):
@@ -68,8 +76,8 @@ class ImageTask(Task[Settings, ImageData]):
         return settings
 
     def build(self, settings: Settings, seed: int) -> Layer:
-        """A ViT."""
-        model = ViT(settings.model, seed=seed)
+        """The model of the configuration's kind."""
+        model = family_of(settings.model).model(settings.model, seed=seed)
         tune(model, settings.tuning, new=(HEAD,))
         return model
 
@@ -123,3 +131,9 @@ class ImageTask(Task[Settings, ImageData]):
     def best_so_far(self, progress: Progress) -> str:
         """The accuracy."""
         return f"{progress.best_accuracy:.2%}"
+
+
+class SwinTask(ImageTask):
+    """The same for a Swin."""
+
+    settings = SwinSettings

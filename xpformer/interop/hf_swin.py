@@ -1,0 +1,154 @@
+"""Hugging Face's Swin, ``SwinForImageClassification``: its configuration, its names, and what it has not got.
+
+Read are the names on disk, those that transformers 5 uses in memory, and those of ``SwinModel``, which has neither the
+prefix ``swin.`` nor a classifier; written are the names on disk.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from xpformer.interop.documents import Keys, Read, converted
+from xpformer.interop.hf_vit import ACTIVATIONS, CARRIED, OF_THE_FILE, THEIR_ACTIVATIONS, class_names
+from xpformer.interop.layouts import (
+    ROW,
+    THREE,
+    THREE_TRANSPOSED,
+    TRANSPOSED,
+    Entry,
+    Stored,
+    Table,
+    affine,
+    flat_kernel,
+    one,
+)
+from xpformer.models.swin import SwinConfig
+
+MODEL_TYPE = "swin"
+ARCHITECTURE = "SwinForImageClassification"
+FRESH: tuple[str, ...] = ("head.output.weight", "head.output.bias")
+"""May be missing: a published backbone has no classifier."""
+_CARRIED = (*CARRIED, "encoder_stride", "out_features", "out_indices", "stage_names", "path_norm")
+"""Of masked images, of a backbone."""
+
+_NEW_NAMES = (
+    (r"^(?!swin\.|classifier\.)", "swin."),  # those of SwinModel
+    (r"\.attention\.q_proj\.", ".attention.self.query."),
+    (r"\.attention\.k_proj\.", ".attention.self.key."),
+    (r"\.attention\.v_proj\.", ".attention.self.value."),
+    (r"\.attention\.o_proj\.", ".attention.output.dense."),
+    (r"\.attention\.relative_position_bias\.", ".attention.self."),
+    (r"\.mlp\.fc1\.", ".intermediate.dense."),
+    (r"\.mlp\.fc2\.", ".output.dense."),
+)
+
+
+def lacks(config: SwinConfig) -> list[str]:
+    """The options of a model that the class cannot have."""
+    found = []
+    if config.window > min(config.grids[-1]):
+        found.append(f"window = {config.window}, larger than the last grid of {config.grids[-1][0]}")
+    if config.drop_path and config.drop_path_on == "both":
+        found.append(f"drop_path_on = {config.drop_path_on!r}")
+    return found
+
+
+def keys(config: SwinConfig) -> dict[str, Any]:
+    """The model's part of ``config.json``."""
+    return {
+        "embed_dim": config.dim,
+        "hidden_size": config.dims[-1],
+        "depths": list(config.depths),
+        "num_layers": len(config.depths),
+        "num_heads": list(config.heads),
+        "window_size": config.window,
+        "mlp_ratio": config.mlp_ratio,
+        "hidden_act": THEIR_ACTIVATIONS[config.activation],
+        "hidden_dropout_prob": config.dropout,
+        "attention_probs_dropout_prob": config.attention_dropout,
+        "drop_path_rate": config.drop_path,
+        "layer_norm_eps": config.norm_eps,
+        "image_size": config.image_size,
+        "patch_size": config.patch_size,
+        "num_channels": config.channels,
+        "qkv_bias": config.qkv_bias,
+        "use_absolute_embeddings": config.positions == "learned",
+    }
+
+
+def read_config(where: str, document: Mapping[str, Any]) -> Read:
+    """The configuration and the names of the classes.
+
+    Raises:
+        ConfigError: naming a key that cannot be, or that our model has no option for.
+    """
+    k = Keys(where, document)
+    names = class_names(k)
+    fields: dict[str, Any] = {
+        "dim": k.integer("embed_dim", 96),
+        "depths": k.take("depths", [2, 2, 6, 2]),
+        "heads": k.take("num_heads", [3, 6, 12, 24]),
+        "window": k.integer("window_size", 7),
+        "mlp_ratio": k.number("mlp_ratio", 4.0),
+        "activation": k.choice("hidden_act", "gelu", ACTIVATIONS),
+        "dropout": k.number("hidden_dropout_prob", 0.0),
+        "attention_dropout": k.number("attention_probs_dropout_prob", 0.0),
+        "drop_path": k.number("drop_path_rate", 0.1),
+        "drop_path_on": "attention",
+        "norm_eps": k.number("layer_norm_eps", 1e-5),
+        "image_size": k.square("image_size", 224),
+        "patch_size": k.square("patch_size", 4),
+        "channels": k.integer("num_channels", 3),
+        "qkv_bias": k.boolean("qkv_bias", True),
+        "positions": "learned" if k.boolean("use_absolute_embeddings", False) else "none",
+        "classes": len(names),
+    }
+    k.passed_over(*OF_THE_FILE, "hidden_size", "num_layers", "num_hidden_layers")
+    return Read(converted(where, SwinConfig, fields), names, k.passed_over(*_CARRIED), k.untaken())
+
+
+def rename(name: str) -> str:
+    """The name on disk of a tensor by any of its names."""
+    for pattern, replacement in _NEW_NAMES:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def ignores(name: str) -> bool:
+    """Whether a tensor takes no part in classification, or is computed."""
+    return name.endswith(".relative_position_index") or name in ("swin.embeddings.mask_token",)
+
+
+def check(config: SwinConfig, stored: Stored) -> None:
+    """Nothing is stored twice."""
+
+
+def table(config: SwinConfig) -> Table:
+    """Where every parameter stands."""
+    return dict(_entries(config))
+
+
+def _entries(c: SwinConfig) -> Iterator[tuple[str, Entry]]:
+    kernel = flat_kernel(c.channels, c.patch_size)
+    yield from affine("embedding.projection", "swin.embeddings.patch_embeddings.projection", kernel)
+    yield from affine("patch_norm", "swin.embeddings.norm")
+    yield from one("positions.weight", "swin.embeddings.position_embeddings", ROW)
+    for s, depth in enumerate(c.depths):
+        for b in range(depth):
+            block, theirs = f"stages.{s}.blocks.{b}", f"swin.encoder.layers.{s}.blocks.{b}"
+            yield from affine(f"{block}.norm1", f"{theirs}.layernorm_before")
+            qkv = [f"{theirs}.attention.self.{part}" for part in ("query", "key", "value")]
+            yield f"{block}.attention.qkv.weight", Entry(tuple(f"{n}.weight" for n in qkv), THREE_TRANSPOSED)
+            yield f"{block}.attention.qkv.bias", Entry(tuple(f"{n}.bias" for n in qkv), THREE)
+            yield from one(f"{block}.attention.table", f"{theirs}.attention.self.relative_position_bias_table")
+            yield from affine(f"{block}.attention.projection", f"{theirs}.attention.output.dense", TRANSPOSED)
+            yield from affine(f"{block}.norm2", f"{theirs}.layernorm_after")
+            yield from affine(f"{block}.mlp.fc1", f"{theirs}.intermediate.dense", TRANSPOSED)
+            yield from affine(f"{block}.mlp.fc2", f"{theirs}.output.dense", TRANSPOSED)
+        yield from affine(f"stages.{s}.merging.norm", f"swin.encoder.layers.{s}.downsample.norm")
+        reduction = f"swin.encoder.layers.{s}.downsample.reduction"
+        yield from affine(f"stages.{s}.merging.reduction", reduction, TRANSPOSED)
+    yield from affine("norm", "swin.layernorm")
+    yield from affine("head.output", "classifier", TRANSPOSED)
