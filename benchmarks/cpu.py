@@ -63,6 +63,7 @@ WORKLOADS = {
     "W2a": Workload("GPT 4 x 128, batch 12 x 64", "gpt", "nanogpt-baby", 12, 64),
     "W2b": Workload("GPT 6 x 384, batch 8 x 256", "gpt", "nanogpt", 8, 256),
     "W3": Workload("GPT-2 124M, batch 4 x 64", "gpt", "gpt2", 4, 64, alive=4),  # 3 GB each
+    "W4": Workload("Swin of MNIST, batch 128", "swin", "mnist", 128),
     "generate": Workload("GPT-2 124M writes 64 tokens", "gpt", "gpt2", 1, 64, prompt=16),
     "scaling": Workload("the cost of a step over batch and tokens; ours alone", "gpt", "nanogpt-baby", 12, 64),
 }

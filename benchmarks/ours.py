@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.workers import Library
-from benchmarks.workloads import Workload
+from benchmarks.workloads import IMAGES, Workload
 from xpformer.analysis.peak import measured_peak, step_flops
 from xpformer.backend import get_backend
 from xpformer.generation import Sampling, generate_tokens
@@ -79,7 +79,7 @@ class Machine(Library):
             read = sum(p.size for n, p in model.named_parameters().items() if not n.startswith("positions."))
             return {"bytes": 4 * read * work.tokens}
         c = model.config
-        if work.model == "vit":
+        if work.model in IMAGES:
             return {"flops": work.batch * step_flops(model, (c.channels, c.image_size, c.image_size))}
         return {"flops": work.batch * step_flops(model, (work.tokens,), c.vocabulary)}
 

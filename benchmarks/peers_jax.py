@@ -21,6 +21,8 @@ class Training(Library):
 
     def __init__(self, job: dict[str, Any]) -> None:
         work = Workload(**job["work"])
+        if work.model not in ("vit", "gpt"):
+            raise RuntimeError(f"no {work.model} is written for JAX here")
         self.batches, self.config = work.make_batches(), work.train
         model: Any = work.make_model().to("numpy:portable", "float32")
         c, config, table = self.config, model.config, None

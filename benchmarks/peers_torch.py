@@ -34,9 +34,9 @@ class Training(Library):
             parameter.requires_grad_()
         c = self.config
         self.optimizer = torch.optim.AdamW(groups, lr=c.lr, betas=(c.beta1, c.beta2), eps=c.eps, fused=True)
-        table, forward, config = None, torch_models.gpt, model.config
+        table, config, forward = None, model.config, getattr(torch_models, work.model)
         if isinstance(model, ViT):
-            table, forward = torch.tensor(np.array(model.positions.table.data), device=self.device), torch_models.vit
+            table = torch.tensor(np.array(model.positions.table.data), device=self.device)
         attend = torch_models.ATTENTION[job["attention"]]
 
         def objective(parameters: dict[str, Any], x: Any, y: Any) -> Any:

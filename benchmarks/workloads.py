@@ -13,12 +13,15 @@ from xpformer.data.images import ImageData, ImageSet
 from xpformer.data.text import TextData
 from xpformer.layers import Layer
 from xpformer.models.gpt import GPT, GPTConfig
+from xpformer.models.swin import Swin, SwinConfig
 from xpformer.models.vit import ViT, ViTConfig
 from xpformer.rng import host_generator
 from xpformer.training import TrainConfig
 
 _TINY_GPT = {"context": 16, "dim": 32, "depth": 1, "heads": 2, "vocabulary": 65}
 _SHARPER = 8.0
+IMAGES: dict[str, Any] = {"vit": (ViT, ViTConfig), "swin": (Swin, SwinConfig)}
+"""Models of images, and their configurations."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Workload:
 
     about: str
     model: str
-    """``vit`` or ``gpt``."""
+    """``vit``, ``swin`` or ``gpt``."""
     preset: str
     batch: int
     tokens: int = 0
@@ -44,19 +47,25 @@ class Workload:
     def tiny(self) -> Workload:
         """The same in small, to try a program."""
         small: dict[str, Any] = {"batch": 2, "tokens": 16, "changes": self.changes | _TINY_GPT}
-        if self.model == "vit":
-            small = {"batch": 4, "changes": self.changes | {"depth": 1}}
+        if self.model in IMAGES:
+            less = {"depth": 1} if self.model == "vit" else {"dim": 12, "depths": [2, 1]}
+            small = {"batch": 4, "changes": self.changes | less}
         elif self.prompt:
             small |= {"batch": 1, "tokens": 8, "prompt": 4}
         return replace(self, about=f"{self.about}, but tiny", **small)
 
     def make_model(self) -> Layer:
         """With its first weights, on no backend yet."""
-        if self.model == "vit":
-            return ViT(ViTConfig.preset(self.preset, **self.changes))
+        if self.model in IMAGES:
+            return IMAGES[self.model][0](self.shape())
         none = {"dropout": 0.0, "embedding_dropout": 0.0, "attention_dropout": 0.0}
         config = GPTConfig.preset(self.preset, **none, **self.changes)
         return GPT(replace(config, context=max(config.context, self.tokens + self.prompt)))
+
+    def shape(self) -> Any:
+        """The configuration of a model of images."""
+        changes = {name: tuple(v) if isinstance(v, list) else v for name, v in self.changes.items()}
+        return IMAGES[self.model][1].preset(self.preset, **changes)
 
     def weights(self) -> dict[str, HostArray]:
         """The first weights, by the names of ours.
@@ -71,8 +80,8 @@ class Workload:
     def make_batches(self) -> Any:
         """Noise to train on."""
         draw = host_generator(0, "benchmark")
-        if self.model == "vit":
-            shape = ViTConfig.preset(self.preset, **self.changes)
+        if self.model in IMAGES:
+            shape = self.shape()
             pixels = draw.integers(0, 256, (2048, shape.channels, shape.image_size, shape.image_size)).astype(np.uint8)
             labels = draw.integers(0, shape.classes, 2048)
             images = ImageSet(pixels, labels, tuple(map(str, range(shape.classes))))
