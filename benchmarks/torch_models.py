@@ -1,7 +1,7 @@
 """The measured ViT, Swin and GPT with torch's own functions, as one would write them for speed.
 
-They share no line with ours.  Weights have the names of ours; :func:`parameters` lays those of linear maps out as torch does.  ``attend`` is one of
-:data:`ATTENTION`.
+They share no line with ours.  Weights have the names of ours; :func:`parameters` lays those of linear maps out as torch
+does.  ``attend`` is one of :data:`ATTENTION`.
 """
 
 from __future__ import annotations
