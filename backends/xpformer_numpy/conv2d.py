@@ -44,7 +44,7 @@ def covers(
     if x.shape[-3] != weight.shape[1] or not are_floats(x, weight, bias):
         return False
     valid = min(both(stride)) > 0 and min(both(padding)) >= 0 and (bias is None or bias.shape == weight.shape[:1])
-    return valid and all(axis.length + 2 * axis.before >= axis.kernel for axis in _axes(x, weight, stride, padding))
+    return valid and all(axis.length + 2 * axis.before >= axis.kernel for axis in axes_of(x, weight, stride, padding))
 
 
 def forward(
@@ -57,17 +57,17 @@ def forward(
     groups: int = 1,
 ) -> tuple[Array, Conv2dSaved]:
     """``y = W ⋆ x + b``, y a view of an array (..., H', W', O)."""
-    axes = _axes(x, weight, stride, padding)
-    images, matrix = _channels_last(x), _matrix(weight)
+    axes = axes_of(x, weight, stride, padding)
+    images, matrix = channels_last(x), matrix_of(weight)
     height, width = (axis.places for axis in axes)
     y = np.empty((images.shape[0], height, width, matrix.shape[1]), images.dtype)
     row = None if bias is None else np.tile(bias, width)
-    for part in _parts(images.shape[0], height * width * matrix.shape[0]):
+    for part in parts_of(slice(0, images.shape[0]), height * width * matrix.shape[0]):
         np.matmul(_seen(images[part], axes), matrix, out=y[part].reshape(-1, matrix.shape[1]))
         if row is not None:
             rows = y[part].reshape(-1, row.size)
             rows += row
-    return _channels_first(y, x), Conv2dSaved(x, weight, axes, groups, bias is not None)
+    return channels_first(y, x), Conv2dSaved(x, weight, axes, groups, bias is not None)
 
 
 def backward(
@@ -75,9 +75,9 @@ def backward(
 ) -> tuple[Array | None, Array | None, Array | None]:
     """``dx = Uᵀ(Wᵀ dy)``, ``dW = dy Uᵀ``, ``db = sum dy``; dx is a view of an array (..., H, W, C)."""
     x, weight, axes, _, has_bias = saved
-    douts = _channels_last(dy)
-    dx = _channels_first(_dimages(douts, weight, axes), x) if needs(need, "x") else None
-    dweight = _dweight(douts, _channels_last(x), weight, axes, slot(into, "weight")) if needs(need, "weight") else None
+    douts = channels_last(dy)
+    dx = channels_first(_dimages(douts, weight, axes), x) if needs(need, "x") else None
+    dweight = _dweight(douts, channels_last(x), weight, axes, slot(into, "weight")) if needs(need, "weight") else None
     dbias = column_sums(douts.reshape(-1, douts.shape[3])) if has_bias and needs(need, "bias") else None
     return dx, dweight, dbias
 
@@ -86,7 +86,7 @@ def _dweight(douts: Floats, images: Floats, weight: Any, axes: tuple[Axis, Axis]
     kernels, channels, *kernel = weight.shape
     places = axes[0].places * axes[1].places
     dmatrix = np.zeros((kernel[0] * kernel[1] * channels, kernels), douts.dtype)
-    for part in _parts(images.shape[0], places * dmatrix.shape[0]):
+    for part in parts_of(slice(0, images.shape[0]), places * dmatrix.shape[0]):
         dmatrix += _seen(images[part], axes).T @ douts[part].reshape(-1, kernels)
     dweight: Floats = dmatrix.reshape(*kernel, channels, kernels).transpose(3, 2, 0, 1)
     if out is None:
@@ -104,9 +104,9 @@ def _dimages(douts: Floats, weight: Any, axes: tuple[Axis, Axis]) -> Floats:
     phases = [(r, q) for r in _phases(rows) for q in _phases(columns)]
     kernel = weight.swapaxes(0, 1)
     strided = [kernel[..., r.remainder :: rows.stride, q.remainder :: columns.stride] for r, q in phases]
-    matrices = [_matrix(w[..., ::-1, ::-1]) for w in strided]
+    matrices = [matrix_of(w[..., ::-1, ::-1]) for w in strided]
     largest = max((r.places * q.places * m.shape[0] for (r, q), m in zip(phases, matrices, strict=True)), default=0)
-    for part in _parts(count, largest):
+    for part in parts_of(slice(0, count), largest):
         padded = _padded(douts[part], (border[0], border[0]), (border[1], border[1]))
         for (r, q), matrix in zip(phases, matrices, strict=True):
             taps = r.taps, q.taps
@@ -164,31 +164,32 @@ def _windows(padded: Floats, kernel: tuple[int, int], stride: tuple[int, int], p
     return seen.reshape(count * places[0] * places[1], kernel[0] * kernel[1] * channels)
 
 
-def _parts(count: int, elements: int) -> list[slice]:
-    """The images in groups whose windows, so many elements an image, fit two blocks."""
+def parts_of(share: slice, elements: int) -> list[slice]:
+    """The images of a share in groups whose windows, so many elements an image, fit two blocks."""
     step = max(1, 2 * BLOCK // max(1, elements))
-    return [slice(start, start + step) for start in range(0, count, step)]
+    return [slice(start, min(start + step, share.stop)) for start in range(share.start, share.stop, step)]
 
 
-def _matrix(weight: Any) -> Floats:
+def matrix_of(weight: Any) -> Floats:
     """(O, C, p, q) as (p q C, O)."""
     matrix: Floats = weight.transpose(2, 3, 1, 0).reshape(-1, weight.shape[0])
     return matrix
 
 
-def _channels_last(x: Any) -> Floats:
+def channels_last(x: Any) -> Floats:
     """(..., C, H, W) as (n, H, W, C)."""
     images: Floats = x.reshape(size(x.shape[:-3]), *x.shape[-3:]).transpose(0, 2, 3, 1)
     return images
 
 
-def _channels_first(y: Floats, x: Any) -> Floats:
+def channels_first(y: Floats, x: Any) -> Floats:
     """(n, H, W, C) as (..., C, H, W), with the leading axes of x."""
     images: Floats = y.transpose(0, 3, 1, 2).reshape(*x.shape[:-3], y.shape[3], *y.shape[1:3])
     return images
 
 
-def _axes(x: Any, weight: Any, stride: int | tuple[int, int], padding: int | tuple[int, int]) -> tuple[Axis, Axis]:
+def axes_of(x: Any, weight: Any, stride: int | tuple[int, int], padding: int | tuple[int, int]) -> tuple[Axis, Axis]:
+    """How the kernel moves along the rows, and along the columns."""
     kernel, strides, sides, lengths = weight.shape[2:], both(stride), both(padding), x.shape[-2:]
     rows, columns = (Axis(k, s, b, b, n) for k, s, b, n in zip(kernel, strides, sides, lengths, strict=True))
     return rows, columns

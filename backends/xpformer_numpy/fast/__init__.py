@@ -6,7 +6,7 @@ that package; ``benchmarks/pairs.py`` measures them.
 """
 
 from xpformer.functional._op import Pair
-from xpformer_numpy.fast import activations, attention, dropout, embedding, losses, norms, rotary
+from xpformer_numpy.fast import activations, attention, conv2d, dropout, embedding, losses, norms, rotary
 from xpformer_numpy.fast.kernels import KERNELS
 
 __all__ = ["KERNELS", "PAIRS"]
@@ -14,6 +14,7 @@ __all__ = ["KERNELS", "PAIRS"]
 PAIRS: dict[str, Pair] = {
     "attention": attention.PAIR,
     "bias_gelu": activations.BIAS_GELU,
+    "conv2d": conv2d.PAIR,
     "cross_entropy": losses.PAIR,
     "dropout": dropout.PAIR,
     "embedding": embedding.PAIR,
