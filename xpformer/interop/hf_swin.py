@@ -48,6 +48,8 @@ _NEW_NAMES = (
 def lacks(config: SwinConfig) -> list[str]:
     """The options of a model that the class cannot have."""
     found = []
+    if config.embedding != "flatten":
+        found.append(f"embedding = {config.embedding!r}")
     if config.window > min(config.grids[-1]):
         found.append(f"window = {config.window}, larger than the last grid of {config.grids[-1][0]}")
     if config.drop_path and config.drop_path_on == "both":

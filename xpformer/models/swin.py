@@ -12,7 +12,6 @@ from xpformer.layers import (
     Block,
     Context,
     Dropout,
-    FlattenPatches,
     Head,
     Layer,
     LayerNorm,
@@ -23,11 +22,13 @@ from xpformer.layers import (
 from xpformer.layers.activation import ACTIVATIONS
 from xpformer.models.config import check_fields, preset
 from xpformer.models.model import Model, check_images
+from xpformer.models.patches import check_stem, patch_embedding
 from xpformer.parameters import Initializer
 
 POSITIONS = ("none", "learned")
 BRANCHES = ("both", "attention")
 INITS = ("swin", "xavier")
+EMBEDDINGS = ("flatten", "stem")
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,15 @@ class SwinConfig:
     """Height and width of the square image, in pixels; padded to a multiple of the patch."""
     channels: int = 3
     classes: int = 1000
+    embedding: str = "flatten"
+    """``flatten``: patches through a linear map, as the paper; ``stem``: several 3x3 convolutions."""
     patch_size: int = 4
+    """``flatten`` only: rows and columns of a patch."""
+    stem_channels: tuple[int, ...] = (16,)
+    """``stem`` only: channels of the convolutions before the last (which has ``dim``)."""
+    stem_strides: tuple[int, ...] = (2, 2)
+    """``stem`` only: one stride for each convolution."""
+    stem_activation: str = "relu"
     dim: int = 96
     """Width of the tokens in the first stage; each later stage has twice as many, and half the rows and columns."""
     depths: tuple[int, ...] = (2, 2, 6, 2)
@@ -75,7 +84,9 @@ class SwinConfig:
             self,
             positive=("image_size", "channels", "classes", "patch_size", "dim", "depths", "heads", "window"),
             choices={
+                "embedding": EMBEDDINGS,
                 "activation": ACTIVATIONS,
+                "stem_activation": ACTIVATIONS,
                 "positions": POSITIONS,
                 "drop_path_on": BRANCHES,
                 "init": INITS,
@@ -83,6 +94,7 @@ class SwinConfig:
             rates=("dropout", "attention_dropout", "drop_path"),
             above_zero=("mlp_ratio", "norm_eps"),
         )
+        check_stem(self)
         if len(self.depths) != len(self.heads) or not self.depths:
             raise ConfigError(
                 f"depths = {self.depths} names {len(self.depths)} stages, heads = {self.heads} {len(self.heads)}; "
@@ -102,7 +114,9 @@ class SwinConfig:
     @property
     def grids(self) -> tuple[tuple[int, int], ...]:
         """Rows and columns of tokens in each stage."""
-        side = -(-self.image_size // self.patch_size)
+        side = self.image_size
+        for stride in (self.patch_size,) if self.embedding == "flatten" else self.stem_strides:
+            side = -(-side // stride)
         grids = []
         for _ in self.depths:
             grids.append((side, side))
@@ -194,7 +208,7 @@ class Swin(Model):
         swin = config.init == "swin"
         matrix: Initializer = init.truncated_normal(0.02) if swin else init.xavier_uniform
         output: Initializer = matrix if swin else init.zeros
-        self.embedding = FlattenPatches(config.channels, config.patch_size, config.dim, pad=True, weight_init=matrix)
+        self.embedding = patch_embedding(config, matrix, pad=True)
         self.patch_norm = LayerNorm(config.dim, eps=1e-5)
         self.positions = Positions(config.positions, config.grids[0], config.dim, token=False)
         self.dropout = Dropout(config.dropout)

@@ -12,10 +12,7 @@ from xpformer.layers import (
     Block,
     ClassToken,
     Context,
-    Conv2d,
-    ConvPatches,
     Dropout,
-    FlattenPatches,
     Head,
     LayerNorm,
     Pool,
@@ -26,9 +23,9 @@ from xpformer.layers.pooling import POOLS
 from xpformer.layers.position import POSITIONS
 from xpformer.models.config import check_fields, preset
 from xpformer.models.model import Model, check_images
+from xpformer.models.patches import EMBEDDINGS, check_stem, patch_embedding
 from xpformer.parameters import Initializer
 
-EMBEDDINGS = ("flatten", "conv", "stem")
 INITS = ("vit", "uniform")
 
 
@@ -113,14 +110,7 @@ class ViTConfig:
             raise ConfigError(f"patch_size = {self.patch_size} does not divide image_size = {self.image_size}")
         if self.embedding == "conv" and self.image_size < self.patch_size:
             raise ConfigError(f"patch_size = {self.patch_size} is larger than image_size = {self.image_size}")
-        if self.embedding == "stem":
-            if len(self.stem_strides) != len(self.stem_channels) + 1:
-                raise ConfigError(
-                    f"stem_strides = {self.stem_strides} names {len(self.stem_strides)} convolutions, stem_channels = "
-                    f"{self.stem_channels} and the last one make {len(self.stem_channels) + 1}"
-                )
-            if min(self.stem_strides + self.stem_channels, default=1) < 1:
-                raise ConfigError("stem_channels and stem_strides must be positive")
+        check_stem(self)
         if self.positions == "sincos2d" and self.dim % 4:
             raise ConfigError(f"positions = 'sincos2d' needs dim to be a multiple of 4, got {self.dim}")
 
@@ -240,21 +230,6 @@ class ViT(Model):
         if self.patch_norm is not None:
             dx = self.patch_norm.backward(dx, ctx)
         return self.embedding.backward(dx, ctx)
-
-
-def patch_embedding(config: ViTConfig, matrix: Initializer) -> FlattenPatches | ConvPatches:
-    """The layer that turns images into tokens."""
-    if config.embedding == "flatten":
-        return FlattenPatches(config.channels, config.patch_size, config.dim, weight_init=matrix)
-    if config.embedding == "conv":
-        stride = config.patch_stride or config.patch_size
-        kernel = Conv2d(config.channels, config.dim, config.patch_size, stride=stride, weight_init=init.lecun_uniform)
-        return ConvPatches([kernel], config.stem_activation)
-    widths = (config.channels, *config.stem_channels, config.dim)
-    stem = [
-        Conv2d(widths[i], widths[i + 1], 3, stride=stride, padding=1) for i, stride in enumerate(config.stem_strides)
-    ]
-    return ConvPatches(stem, config.stem_activation)
 
 
 def _published(patch: int, dim: int, depth: int, heads: int, mlp_dim: int) -> ViTConfig:
