@@ -10,7 +10,7 @@ import numpy as np
 from xpformer.array import Array
 from xpformer_numpy import attention_tiled
 from xpformer_numpy._common import Floats
-from xpformer_numpy.attention import Softmax, Tile, pair
+from xpformer_numpy.attention import Bias, Softmax, Tile, pair
 from xpformer_numpy.attention import covers as blocked_covers
 from xpformer_numpy.fast import loops
 from xpformer_numpy.fast.dropout import dropped, keep_bits
@@ -34,4 +34,16 @@ def _gradient(dp: Floats, p: Floats, scale: float, seen: int | None, _tiles: Seq
     loops.softmax_gradient(matrices, p.reshape(matrices.shape), scale, dp.shape[3] if seen is None else seen)
 
 
-PAIR = pair(Softmax(_softmax, _gradient, keep_bits, dropped), "numba", covers)
+def _biased_softmax(scores: Floats, scale: float, bias: Bias, first: int) -> None:
+    flat = scores.reshape(-1, bias.exact[0].size)
+    exact, near = (x.reshape(-1, flat.shape[1]) for x in bias)
+    loops.biased_softmax(flat, flat.view(np.int32), exact, near, first, scale, scores.shape[3])
+
+
+def _biased_gradient(dp: Floats, p: Floats, scale: float, dbias: Floats, first: int) -> None:
+    matrices = dp.reshape(-1, *dp.shape[2:])
+    loops.biased_softmax_gradient(matrices, p.reshape(matrices.shape), dbias, first, scale)
+
+
+COMPILED = Softmax(_softmax, _gradient, _biased_softmax, _biased_gradient, keep_bits, dropped)
+PAIR = pair(COMPILED, "numba", covers)

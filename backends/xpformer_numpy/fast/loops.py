@@ -277,6 +277,38 @@ def softmax(scores: Any, bits: Any, flat: Any, scale: Any, seen: Any) -> None:
                 z[j] = _0
 
 
+@loop(W2, reads(2, types.int32), R2, R2, COUNT, NUMBER, COUNT)
+def biased_softmax(scores: Any, bits: Any, exact: Any, near: Any, first: Any, scale: Any, columns: Any) -> None:
+    """``exp(scale z + b) / sum exp(scale z + b)`` in place of matrices (N, T S), whose rows have ``columns`` numbers.
+
+    b is that of number (first + n) modulo P of the exact bias, or where a matrix's scores are small of the near one,
+    which leaves no maximum to be subtracted.
+    """
+    count, elements = scores.shape
+    for n in range(count):
+        z, own = scores[n], (first + n) % len(exact)
+        largest = np.int32(0)
+        for j in range(elements):
+            largest = max(largest, np.int32(bits[n, j] & 0x7FFFFFFF))
+        if float_of_bits(largest) * scale < _SAFE * _HALF:
+            for j in range(elements):
+                z[j] = exp(z[j] * scale + near[own, j])
+        else:
+            for j in range(elements):
+                z[j] = z[j] * scale + exact[own, j]
+            for start in range(0, elements, columns):
+                subtract_maximum(z[start : start + columns], bits[n, start : start + columns], columns)
+            for j in range(elements):
+                z[j] = exp(z[j])
+        for start in range(0, elements, columns):
+            total = _0
+            for j in range(start, start + columns):
+                total += z[j]
+            factor = _1 / total if total != _0 else _0
+            for j in range(start, start + columns):
+                z[j] *= factor
+
+
 @loop(W3, R3, NUMBER, COUNT)
 def softmax_gradient(dz: Any, p: Any, scale: Any, seen: Any) -> None:
     """``scale p (dp - sum dp p)`` in place of dp, 0 behind the first ``seen + i`` numbers of row i."""
@@ -291,6 +323,22 @@ def softmax_gradient(dz: Any, p: Any, scale: Any, seen: Any) -> None:
                 dz[n, i, j] = scale * p[n, i, j] * (dz[n, i, j] - mean)
             for j in range(stop, columns):
                 dz[n, i, j] = _0
+
+
+@loop(W3, R3, W3, COUNT, NUMBER)
+def biased_softmax_gradient(dz: Any, p: Any, dbias: Any, first: Any, scale: Any) -> None:
+    """``scale p (dp - sum dp p)`` in place of dp; without the scale it is added to number (first + n) modulo P."""
+    count, rows, columns = dz.shape
+    for n in range(count):
+        own = (first + n) % len(dbias)
+        for i in range(rows):
+            mean = _0
+            for j in range(columns):
+                mean += dz[n, i, j] * p[n, i, j]
+            for j in range(columns):
+                d = p[n, i, j] * (dz[n, i, j] - mean)
+                dbias[own, i, j] += d
+                dz[n, i, j] = scale * d
 
 
 @loop(R3, R2, R2, NUMBER, W3)
