@@ -31,6 +31,8 @@ from xpformer_numpy.dropout import dropped, first_index, keep_bits, one_high_wor
 
 _SAFE = 60.0
 """exp of numbers up to this, and the sum of many, neither overflow nor vanish in float32."""
+_VAST = 2.0**52
+"""Scores vanish beside a larger number: a row of such is not near, whatever its scores."""
 TILE = 64
 """Causal queries that are computed together."""
 
@@ -92,9 +94,11 @@ class Bias(NamedTuple):
 
     exact: Floats
     near: Floats
-    """Without each row's largest number, which softmax does not see: e to these, and to these plus small scores, do not
-    overflow, and of a row do not vanish.  What they make vanish is -inf, as numbers that are not normal are slow: a
-    product with many takes a hundred times as long."""
+    """Without each row's largest number, which changes no softmax: exp of small scores and these neither overflows nor
+    lets a whole row vanish.  What it lets vanish is -inf: a product with many numbers that are not normal takes a
+    hundred times as long."""
+    limit: float
+    """Scores are small between -limit and limit."""
 
 
 class Softmax(NamedTuple):
@@ -221,9 +225,10 @@ def _bias(mask: Any, scores: tuple[int, ...]) -> Bias:
     ones, whole = _recurring(tuple(mask.shape), scores)
     exact = np.ascontiguousarray(np.broadcast_to(mask.reshape(ones), whole)).reshape(-1, *whole[-2:])
     peak = exact.max(axis=-1, keepdims=True)
-    near = exact - np.where(peak > -math.inf, peak, 0.0)
+    shift = np.where(peak > -math.inf, peak, 0.0)
+    near = exact - shift
     near[near < math.log(np.finfo(near.dtype).tiny)] = -math.inf
-    return Bias(exact, near)
+    return Bias(exact, near, _SAFE / 2 if np.abs(shift).max(initial=0.0) < _VAST else 0.0)
 
 
 def _runs(first: int, count: int, period: int) -> Iterator[tuple[slice, slice]]:
@@ -272,7 +277,7 @@ def _softmax(scores: Floats, scale: float, seen: int | None, tiles: Sequence[Til
 
 def _biased_softmax(scores: Floats, scale: float, bias: Bias, first: int) -> None:
     scores *= scale
-    small = scores.min() > -_SAFE / 2 and scores.max() < _SAFE / 2
+    small = scores.min() > -bias.limit and scores.max() < bias.limit
     matrices, added = scores.reshape(-1, *scores.shape[2:]), bias.near if small else bias.exact
     for run, part in _runs(first, len(matrices), len(added)):
         z = matrices[run].reshape(-1, *added[part].shape)
