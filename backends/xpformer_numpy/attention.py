@@ -23,7 +23,7 @@ import numpy as np
 
 from xpformer.array import Array, size
 from xpformer.functional._op import Need, Pair, needs
-from xpformer.functional.add_broadcast import repeats_to, sum_to
+from xpformer.functional.add_broadcast import recurring, repeats_to, sum_to
 from xpformer.rng import MaskKey
 from xpformer_numpy._common import Floats, are_floats, column_sums
 from xpformer_numpy._share import in_blocks, sum_of_blocks
@@ -209,20 +209,13 @@ def backward(
     if mask_shape is None:
         in_blocks(lambda part: work(part, None), count, width)
         return dq, dk, dv, None
-    ones, whole = _recurring(mask_shape, scores)
+    ones, whole = recurring(mask_shape, scores, 3)
     dbias = sum_of_blocks(work, count, width, lambda: np.zeros((size(whole[:-2]), length, keys), dy.dtype))
     return dq, dk, dv, sum_to(dbias.reshape(whole), ones).reshape(mask_shape)
 
 
-def _recurring(mask: tuple[int, ...], scores: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The shapes of a mask and of scores without the leading axes along which all of the mask recurs."""
-    ones = (*[1] * (len(scores) - len(mask)), *mask)
-    start = next((i for i, n in enumerate(ones[:-3]) if n != 1), len(ones) - 3)
-    return ones[start:], scores[start:]
-
-
 def _bias(mask: Any, scores: tuple[int, ...]) -> Bias:
-    ones, whole = _recurring(tuple(mask.shape), scores)
+    ones, whole = recurring(tuple(mask.shape), scores, 3)
     exact = np.ascontiguousarray(np.broadcast_to(mask.reshape(ones), whole)).reshape(-1, *whole[-2:])
     peak = exact.max(axis=-1, keepdims=True)
     shift = np.where(peak > -math.inf, peak, 0.0)
