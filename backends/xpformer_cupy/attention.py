@@ -2,7 +2,7 @@
 
 CuPy's own product of arrays of more than two axes makes each operand contiguous first.  cuBLAS does not need that: it
 takes a leading dimension for the rows, and for a batch the addresses of its matrices, which one small launch writes.
-The factor ``scale`` is part of the products and of the softmax's gradient; the scores become the weights in place.
+The factor ``scale`` is part of the products; the scores become the weights in place, an additive mask on the way.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from xpformer.array import Array
+from xpformer.array import Array, namespace, size
 from xpformer.functional._op import Need, Pair, needs
+from xpformer.functional.add_broadcast import recurring, repeats_to, sum_to
 from xpformer.functional.attention import AttentionSaved
 from xpformer.rng import MaskKey
 from xpformer_cupy import cuda
@@ -31,29 +32,36 @@ def covers(
     dropout: float = 0.0,
     dropout_key: MaskKey | None = None,
 ) -> bool:
-    """One leading axis, no mask, as many key heads as query heads."""
-    if mask is not None or query.ndim != 4 or 0 in (*query.shape, *key.shape, *value.shape):
+    """As many key heads as query heads; no mask, or an additive one."""
+    if query.ndim < 3 or 0 in (*query.shape, *key.shape, *value.shape):
         return False
-    fits = key.ndim == 4 and key.shape[0] == query.shape[0] and key.shape[2:] == query.shape[2:]
+    fits = key.ndim == query.ndim and key.shape[:-3] == query.shape[:-3] and key.shape[-2:] == query.shape[-2:]
     fits = fits and value.shape[:-1] == key.shape[:-1] and 0.0 <= dropout < 1.0
-    return fits and (not dropout or dropout_key is not None) and are_floats(query, key, value)
+    fits = fits and (mask is None or repeats_to(mask.shape, scores_shape(query, key)))
+    return fits and (not dropout or dropout_key is not None) and are_floats(query, key, value, mask)
+
+
+def scores_shape(query: Array, key: Array) -> tuple[int, ...]:
+    """The shape (..., H, T, S) of the scores."""
+    return (*query.shape[:-3], query.shape[-2], query.shape[-3], key.shape[-3])
 
 
 def forward(
     query: Any,
     key: Any,
     value: Any,
-    mask: None = None,
+    mask: Any = None,
     *,
     causal: bool = False,
     scale: float | None = None,
     dropout: float = 0.0,
     dropout_key: MaskKey | None = None,
 ) -> tuple[Array, AttentionSaved]:
-    """``Y = softmax(scale Q Kᵀ) V``."""
+    """``Y = softmax(scale Q Kᵀ + M) V``."""
     factor = 1.0 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
     q, k, v = _heads(query), _heads(key), _heads(value)  # (B, H, T, d)
     batch, heads, length, _ = q.shape
+    scores = scores_shape(query, key)
     weights = product(q, k.swapaxes(2, 3), empty(q, (batch, heads, length, k.shape[2])), factor)  # (1)
     keep = dropped = None
     bits, keep_scale = (0, 0, 0, 0), 1.0 / (1.0 - dropout)
@@ -61,42 +69,55 @@ def forward(
         keep, dropped = empty(weights, dtype=bool), empty(weights)
         bits = (first_element(weights, dropout_key.first_sample), *dropout_key[:2], threshold(dropout))
     rows, keys = rows_of(weights)
-    numbers = (length, keys, causal, *bits, keep_scale)
-    launch("softmax", "attention_weights", weights, rows, row_threads(keys), weights, keep, dropped, *numbers)  # (2)
-    y = empty(q, (batch, length, heads, v.shape[3]))
+    bias, period = (None, 1) if mask is None else _bias(mask, scores)
+    numbers = (period, length, keys, causal, *bits, keep_scale)
+    launch("softmax", "attention_weights", weights, rows, row_threads(keys), weights, bias, keep, dropped, *numbers)
+    y = empty(q, (*query.shape[:-1], v.shape[3]))
     product(weights if dropped is None else dropped, v, _heads(y))  # (3)
-    return y, AttentionSaved(query, key, value, weights, keep, keep_scale, factor, None)
+    probabilities, keep = (None if x is None else x.reshape(scores) for x in (weights, keep))
+    mask_shape = None if mask is None else tuple(mask.shape)
+    return y, AttentionSaved(query, key, value, probabilities, keep, keep_scale, factor, mask_shape)
 
 
 def backward(
     dy: Any, saved: AttentionSaved, *, need: Need = None
 ) -> tuple[Array | None, Array | None, Array | None, Array | None]:
-    """``dV = Rᵀ dY``, ``dZ = P (dP - rowsum(dP P))``, ``dQ = scale dZ K``, ``dK = scale dZᵀ Q``."""
+    """``dV = Rᵀ dY``, ``dZ = P (dP - rowsum(dP P))``, ``dQ = scale dZ K``, ``dK = scale dZᵀ Q``, ``dM = sum dZ``."""
     q, k, v, d = _heads(saved.query), _heads(saved.key), _heads(saved.value), _heads(contiguous(dy))
-    weights: Any = saved.probabilities
-    keep = saved.keep
+    probabilities: Any = saved.probabilities
+    weights = probabilities.reshape(-1, *probabilities.shape[-3:])
+    keep: Any = None if saved.keep is None else saved.keep.reshape(weights.shape)
     rows, keys = rows_of(weights)
-    dq = dk = dv = None
+    mask_shape = saved.mask_shape if needs(need, "mask") else None
+    dq = dk = dv = dmask = None
     if needs(need, "value"):
         dropped = weights if keep is None else masked(weights, keep, saved.keep_scale)
         dv = empty(saved.value)
         product(dropped.swapaxes(2, 3), d, _heads(dv))  # (4)
-    if needs(need, "query", "key"):
+    if needs(need, "query", "key") or mask_shape is not None:
         dz = product(d, v.swapaxes(2, 3), empty(weights))  # (5)
-        numbers = (keys, saved.keep_scale, saved.scale)
+        numbers = (keys, saved.keep_scale)
         launch("softmax", "attention_scores_gradient", dz, rows, row_threads(keys), dz, weights, keep, *numbers)  # (6)
+        if mask_shape is not None:
+            dmask = sum_to(dz.reshape(probabilities.shape), mask_shape)  # (9)
         if needs(need, "query"):
             dq = empty(saved.query)
-            product(dz, k, _heads(dq))  # (7)
+            product(dz, k, _heads(dq), saved.scale)  # (7)
         if needs(need, "key"):
             dk = empty(saved.key)
-            product(dz.swapaxes(2, 3), q, _heads(dk))  # (8)
-    return dq, dk, dv, None
+            product(dz.swapaxes(2, 3), q, _heads(dk), saved.scale)  # (8)
+    return dq, dk, dv, dmask
+
+
+def _bias(mask: Any, scores: tuple[int, ...]) -> tuple[Any, int]:
+    """An additive mask as rows, and after how many rows of the scores it begins again."""
+    ones, whole = recurring(tuple(mask.shape), scores, 3)
+    return contiguous(namespace(mask).broadcast_to(mask.reshape(ones), whole)), size(whole[:-1])
 
 
 def _heads(x: Any) -> Any:
-    """(B, T, H, d) as (B, H, T, d), a view."""
-    return x.swapaxes(1, 2)
+    """(..., T, H, d) as (B, H, T, d), a view where its layout allows."""
+    return x.reshape(size(x.shape[:-3]), *x.shape[-3:]).swapaxes(1, 2)
 
 
 def product(a: Any, b: Any, out: Any, factor: float = 1.0) -> Any:

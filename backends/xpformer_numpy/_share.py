@@ -58,12 +58,32 @@ def in_parts(work: Callable[[slice], Any], count: int, width: int = 1) -> list[A
 
 def in_blocks(work: Callable[[slice], Any], count: int, width: int = 1) -> None:
     """``work`` of blocks of rows that stay in the cache, the blocks shared by the threads."""
+    in_parts(lambda share: [work(block) for block in _blocks(share, width)], count, width)
 
-    def part(share: slice) -> None:
-        for block in blocks(share.stop - share.start, width):
-            work(slice(share.start + block.start, min(share.start + block.stop, share.stop)))
 
-    in_parts(part, count, width)
+def sum_of_blocks(work: Callable[[slice, Floats], Any], count: int, width: int, zeros: Callable[[], Floats]) -> Floats:
+    """The sum of what ``work`` of each block adds to an array of zeros.
+
+    Each thread has an array of its own, and these are added up in the order of their parts.
+    """
+
+    def part(share: slice) -> Floats:
+        total = zeros()
+        for block in _blocks(share, width):
+            work(block, total)
+        return total
+
+    first, *others = in_parts(part, count, width)
+    for other in others:
+        first += other
+    total: Floats = first
+    return total
+
+
+def _blocks(share: slice, width: int) -> Iterator[slice]:
+    """A part's rows in blocks that stay in the cache."""
+    for block in blocks(share.stop - share.start, width):
+        yield slice(share.start + block.start, min(share.start + block.stop, share.stop))
 
 
 def product(a: Any, b: Any, out: Floats | None = None) -> Floats:

@@ -15,7 +15,7 @@ backward 1.3 times as fast; 4 sequences of 256 tokens, 6 heads of 64, causal, 1.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,13 +23,16 @@ import numpy as np
 
 from xpformer.array import Array, size
 from xpformer.functional._op import Need, Pair, needs
+from xpformer.functional.add_broadcast import recurring, repeats_to, sum_to
 from xpformer.rng import MaskKey
-from xpformer_numpy._common import Floats, are_floats
-from xpformer_numpy._share import in_blocks
+from xpformer_numpy._common import Floats, are_floats, column_sums
+from xpformer_numpy._share import in_blocks, sum_of_blocks
 from xpformer_numpy.dropout import dropped, first_index, keep_bits, one_high_word
 
 _SAFE = 60.0
 """exp of numbers up to this, and the sum of many, neither overflow nor vanish in float32."""
+_VAST = 2.0**52
+"""Scores vanish beside a larger number: a row of such is not near, whatever its scores."""
 TILE = 64
 """Causal queries that are computed together."""
 
@@ -45,12 +48,14 @@ def covers(
     dropout: float = 0.0,
     dropout_key: MaskKey | None = None,
 ) -> bool:
-    """No mask, as many key heads as query heads, at least as many keys as queries if causal."""
-    if mask is not None or query.ndim < 3 or 0 in query.shape[-3:] or 0 in value.shape[-3:]:
+    """As many key heads as query heads; causal with no more queries than keys, or an additive mask, not both."""
+    if query.ndim < 3 or 0 in query.shape[-3:] or 0 in value.shape[-3:]:
         return False
     fits = key.ndim == query.ndim and key.shape[:-3] == query.shape[:-3] and key.shape[-2:] == query.shape[-2:]
     fits = fits and value.shape[:-1] == key.shape[:-1] and (not causal or key.shape[-3] >= query.shape[-3])
-    return fits and can_drop(scores_shape(query, key), dropout, dropout_key) and are_floats(query, key, value)
+    if mask is not None:
+        fits = fits and not causal and repeats_to(mask.shape, scores_shape(query, key))
+    return fits and can_drop(scores_shape(query, key), dropout, dropout_key) and are_floats(query, key, value, mask)
 
 
 def scores_shape(query: Array, key: Array) -> tuple[int, ...]:
@@ -74,6 +79,7 @@ class BlockedSaved(NamedTuple):
     keep_scale: float
     scale: float
     causal: bool
+    mask_shape: tuple[int, ...] | None
 
 
 class Tile(NamedTuple):
@@ -83,6 +89,18 @@ class Tile(NamedTuple):
     keys: int
 
 
+class Bias(NamedTuple):
+    """An additive mask as matrices (P, T, S) that recur: matrix i of all scores gets number i modulo P."""
+
+    exact: Floats
+    near: Floats
+    """Without each row's largest number, which changes no softmax: exp of small scores and these neither overflows nor
+    lets a whole row vanish.  What it lets vanish is -inf: a product with many numbers that are not normal takes a
+    hundred times as long."""
+    limit: float
+    """Scores are small between -limit and limit."""
+
+
 class Softmax(NamedTuple):
     """What is done with the scores (n, H, T, S) of some sequences, in place, by one way of computing."""
 
@@ -90,6 +108,11 @@ class Softmax(NamedTuple):
     """``softmax(scale z)``.  Arguments: z, scale, how many keys query 0 sees if causal, the tiles that hold scores."""
     backward: Callable[[Floats, Floats, float, int | None, Sequence[Tile]], None]
     """``scale p (dp - rowsum(dp p))`` in place of dp.  Arguments: dp, p, then as above."""
+    biased: Callable[[Floats, float, Bias, int], None]
+    """``softmax(scale z + bias)``.  Arguments: z, scale, bias, the number of the first matrix."""
+    biased_backward: Callable[[Floats, Floats, float, Floats, int], None]
+    """As backward, with ``p (dp - rowsum(dp p))`` added to (9).  Arguments: dp, p, scale, (9) in the bias's form, the
+    number of the first matrix."""
     keep_bits: Callable[[int, float, MaskKey, Any], None]
     """As :func:`xpformer_numpy.dropout.keep_bits`."""
     dropped: Callable[[Any, Any, float], Floats]
@@ -100,7 +123,7 @@ def forward(
     query: Any,
     key: Any,
     value: Any,
-    mask: None = None,
+    mask: Any = None,
     *,
     causal: bool = False,
     scale: float | None = None,
@@ -108,7 +131,7 @@ def forward(
     dropout_key: MaskKey | None = None,
     softmax: Softmax,
 ) -> tuple[Array, BlockedSaved]:
-    """``Y = softmax(scale Q Kᵀ) V``, with dropout of the weights if asked."""
+    """``Y = softmax(scale Q Kᵀ + M) V``, with dropout of the weights if asked."""
     factor = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
     q, k, v = (_heads(x) for x in (query, key, value))  # (B, H, T, d)
     count, heads, length, _ = q.shape
@@ -117,13 +140,17 @@ def forward(
     probabilities = _scores_of(tiles, (count, heads, length, k.shape[2]), q.dtype, whole=bool(dropout))
     y = np.empty((count, length, heads, v.shape[3]), q.dtype)
     keep_scale, scores = 1.0 / (1.0 - dropout), scores_shape(query, key)
+    bias = None if mask is None else _bias(mask, scores)
     keep = np.empty(probabilities.shape, np.bool_) if dropout else None
 
     def work(part: slice) -> None:
         p, out = probabilities[part], y[part].swapaxes(1, 2)
         for rows, stop in tiles:
             np.matmul(q[part, :, rows], k[part, :, :stop].mT, out=p[:, :, rows, :stop])
-        softmax.forward(p, factor, seen, tiles)
+        if bias is None:
+            softmax.forward(p, factor, seen, tiles)
+        else:
+            softmax.biased(p, factor, bias, part.start * heads)
         weights = p
         if keep is not None and dropout_key is not None:
             first = first_index(scores, dropout_key) + part.start * p[0].size
@@ -135,14 +162,15 @@ def forward(
     in_blocks(work, count, heads * length * k.shape[2] // 2)
     probabilities = probabilities.reshape(scores)
     keep = None if keep is None else keep.reshape(scores)
-    saved = BlockedSaved(query, key, value, probabilities, keep, keep_scale, factor, causal)
+    mask_shape = None if mask is None else tuple(mask.shape)
+    saved = BlockedSaved(query, key, value, probabilities, keep, keep_scale, factor, causal, mask_shape)
     return y.reshape(*query.shape[:-3], *y.shape[1:]), saved
 
 
 def backward(
     dy: Any, saved: BlockedSaved, *, need: Need = None, softmax: Softmax
 ) -> tuple[Array | None, Array | None, Array | None, Array | None]:
-    """``dV = Pᵀ dY``, ``dZ = P (dP - rowsum(dP P))``, ``dQ = scale dZ K``, ``dK = scale dZᵀ Q``."""
+    """``dV = Pᵀ dY``, ``dZ = P (dP - rowsum(dP P))``, ``dQ = scale dZ K``, ``dK = scale dZᵀ Q``, ``dM = sum dZ``."""
     q, k, v, d = (_heads(x) for x in (saved.query, saved.key, saved.value, dy))
     probabilities = np.asarray(saved.probabilities)
     probabilities = probabilities.reshape(size(probabilities.shape[:-3]), *probabilities.shape[-3:])
@@ -152,28 +180,58 @@ def backward(
     count, heads, length, keys = probabilities.shape
     seen = keys - length + 1 if saved.causal else None
     tiles = _tiles(length, keys, saved.causal)
+    scores = tuple(saved.probabilities.shape)
+    mask_shape = saved.mask_shape if needs(need, "mask") else None
 
-    def work(part: slice) -> None:
+    def work(part: slice, dbias: Floats | None) -> None:
         p = probabilities[part]
         if dv_heads is not None:
             weights = p if keep is None else softmax.dropped(p, keep[part], saved.keep_scale)
             _transposed(weights, d[part], dv_heads[part], tiles)
-        if dq_heads is None and dk_heads is None:
+        if dq_heads is None and dk_heads is None and dbias is None:
             return
         dz = _scores_of(tiles, p.shape, p.dtype, whole=keep is not None)  # dP, or dR where weights were dropped
         for rows, stop in tiles:
             np.matmul(d[part, :, rows], v[part, :, :stop].mT, out=dz[:, :, rows, :stop])
         if keep is not None:
             dz = softmax.dropped(dz, keep[part], saved.keep_scale)
-        softmax.backward(dz, p, saved.scale, seen, tiles)
+        if dbias is None:
+            softmax.backward(dz, p, saved.scale, seen, tiles)
+        else:
+            softmax.biased_backward(dz, p, saved.scale, dbias, part.start * heads)
         if dq_heads is not None:
             for rows, stop in tiles:
                 np.matmul(dz[:, :, rows, :stop], k[part, :, :stop], out=dq_heads[part, :, rows])
         if dk_heads is not None:
             _transposed(dz, q[part], dk_heads[part], tiles)
 
-    in_blocks(work, count, heads * length * keys // 2)
-    return dq, dk, dv, None
+    width = heads * length * keys // 2
+    if mask_shape is None:
+        in_blocks(lambda part: work(part, None), count, width)
+        return dq, dk, dv, None
+    ones, whole = recurring(mask_shape, scores, 3)
+    dbias = sum_of_blocks(work, count, width, lambda: np.zeros((size(whole[:-2]), length, keys), dy.dtype))
+    return dq, dk, dv, sum_to(dbias.reshape(whole), ones).reshape(mask_shape)
+
+
+def _bias(mask: Any, scores: tuple[int, ...]) -> Bias:
+    ones, whole = recurring(tuple(mask.shape), scores, 3)
+    exact = np.ascontiguousarray(np.broadcast_to(mask.reshape(ones), whole)).reshape(-1, *whole[-2:])
+    peak = exact.max(axis=-1, keepdims=True)
+    shift = np.where(peak > -math.inf, peak, 0.0)
+    near = exact - shift
+    near[near < math.log(np.finfo(near.dtype).tiny)] = -math.inf
+    return Bias(exact, near, _SAFE / 2 if np.abs(shift).max(initial=0.0) < _VAST else 0.0)
+
+
+def _runs(first: int, count: int, period: int) -> Iterator[tuple[slice, slice]]:
+    """``count`` matrices from number ``first`` on, in runs of whole periods or of a part of one; and of which part."""
+    start = 0
+    while start < count:
+        at, rest = (first + start) % period, count - start
+        length = rest - rest % period if at == 0 and rest > period else min(rest, period - at)
+        yield slice(start, start + length), slice(at, min(at + length, period))
+        start += length
 
 
 def _transposed(a: Floats, b: Floats, out: Floats, tiles: Sequence[Tile]) -> None:
@@ -207,9 +265,27 @@ def _softmax(scores: Floats, scale: float, seen: int | None, tiles: Sequence[Til
         if seen is not None:
             visible = np.tri(z.shape[2], stop, seen + rows.start - 1, dtype=z.dtype)
         _exponentials(z, visible)
-        total = _row_sums(z)
-        total[total == 0.0] = 1.0  # of a row whose scores are all -inf
-        z /= total
+        _normalize(z)
+
+
+def _biased_softmax(scores: Floats, scale: float, bias: Bias, first: int) -> None:
+    scores *= scale
+    small = scores.min() > -bias.limit and scores.max() < bias.limit
+    matrices, added = scores.reshape(-1, *scores.shape[2:]), bias.near if small else bias.exact
+    for run, part in _runs(first, len(matrices), len(added)):
+        z = matrices[run].reshape(-1, *added[part].shape)
+        z += added[part]
+    if small:
+        np.exp(scores, out=scores)
+    else:
+        _far_exponentials(scores)
+    _normalize(scores)
+
+
+def _normalize(z: Floats) -> None:
+    total = _row_sums(z)
+    total[total == 0.0] = 1.0  # of a row whose scores are all -inf
+    z /= total
 
 
 def _row_sums(z: Floats) -> Floats:
@@ -230,8 +306,14 @@ def _exponentials(scores: Floats, seen: Floats | None) -> None:
         return
     if seen is not None:
         scores += np.where(seen > 0, 0.0, -math.inf).astype(scores.dtype)
+    _far_exponentials(scores)
+
+
+def _far_exponentials(scores: Floats) -> None:
+    """``exp`` of each row in place, divided by that of its largest number; what is not normal is 0."""
     peak = scores.max(axis=-1, keepdims=True)
     scores -= np.where(peak > -math.inf, peak, 0.0)
+    np.copyto(scores, -math.inf, where=scores < math.log(np.finfo(scores.dtype).tiny))
     np.exp(scores, out=scores)
 
 
@@ -241,6 +323,16 @@ def _softmax_gradient(dp: Floats, p: Floats, scale: float, _seen: int | None, ti
         dz -= _row_sums(dz * weights)
         dz *= weights
         dz *= scale
+
+
+def _biased_gradient(dp: Floats, p: Floats, scale: float, dbias: Floats, first: int) -> None:
+    dp -= _row_sums(dp * p)
+    dp *= p
+    matrices = dp.reshape(-1, *dp.shape[2:])
+    for run, part in _runs(first, len(matrices), len(dbias)):
+        total = dbias[part].reshape(-1)
+        total += column_sums(matrices[run].reshape(-1, total.size))
+    dp *= scale
 
 
 def gradient_arrays(query: Any, key: Any, value: Any, need: Need) -> tuple[Floats | None, Floats | None, Floats | None]:
@@ -267,4 +359,5 @@ def pair(softmax: Softmax, name: str, covers: Callable[..., bool]) -> Pair:
     return Pair(partial(forward, softmax=softmax), partial(backward, softmax=softmax), name, covers)
 
 
-PAIR = pair(Softmax(_softmax, _softmax_gradient, keep_bits, dropped), "blocked", covers)
+WITH_NUMPY = Softmax(_softmax, _softmax_gradient, _biased_softmax, _biased_gradient, keep_bits, dropped)
+PAIR = pair(WITH_NUMPY, "blocked", covers)

@@ -184,7 +184,7 @@ def bits(*names: str) -> dict[str, bytes]:
     ids, long = generator.integers(0, 9, 300), normal(3, 700)
     weight, bias = normal(700), normal(700)
     arguments: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
-        "attention": ((normal(2, 3, 2, 4), normal(2, 300, 2, 4), normal(2, 300, 2, 4)), {"causal": True}),
+        "attention": ((*(normal(2, n, 2, 4) for n in (3, 300, 300)), normal(2, 3, 300)), {"causal": True}),
         "cross_entropy": ((long, np.asarray([3, 600, -100])), {"label_smoothing": 0.1}),
         "embedding": ((normal(9, 130), ids), {}),
         "layer_norm": ((normal(19, 700), weight, bias), {}),

@@ -123,13 +123,15 @@ def allowed(*shape: int, empty_row: bool = False) -> Callable[[Generator], HostA
     return make
 
 
-def additive(*shape: int, masked: bool = False, empty_row: bool = False) -> Callable[[Generator], HostArray]:
-    """Numbers to add to the scores, -inf for some if ``masked``."""
+def additive(
+    *shape: int, masked: bool = False, empty_row: bool = False, hidden: float = -np.inf
+) -> Callable[[Generator], HostArray]:
+    """Numbers to add to the scores; if ``masked``, or another number is to hide, some are ``hidden``."""
 
     def make(generator: Generator) -> HostArray:
         scores = generator.standard_normal(shape)
         keep = allowed(*shape, empty_row=empty_row)(generator)
-        return np.asarray(np.where(keep, scores, -np.inf) if masked else scores)
+        return np.asarray(np.where(keep, scores, hidden) if masked or hidden > -np.inf else scores)
 
     return make
 
@@ -139,6 +141,7 @@ LATE_KEY = MaskKey(0x12345678, 0xFEDCBA98, first_sample=2**31)
 
 _QKV = ((3, 5, 4, 6), (3, 7, 4, 6), (3, 7, 4, 8))  # B=3 T=5 S=7 H=4 d=6 e=8
 _GROUPED = ((3, 5, 4, 6), (3, 7, 2, 6), (3, 7, 2, 8))  # G=2
+_WINDOWS = ((2, 3, 5, 4, 6), (2, 3, 7, 4, 6), (2, 3, 7, 4, 8))  # N=3 windows of B=2 images
 _SELF = ((3, 5, 4, 6), (3, 5, 4, 6), (3, 5, 4, 8))
 
 CASES: dict[str, tuple[Case, ...]] = {
@@ -156,7 +159,7 @@ CASES: dict[str, tuple[Case, ...]] = {
         case("scale", *_QKV, scale=0.3),
         case("causal", *_SELF, causal=True),
         case("causal with earlier keys", *_QKV, causal=True),
-        case("two leading axes", (2, 3, 5, 4, 6), (2, 3, 7, 4, 6), (2, 3, 7, 4, 8)),
+        case("two leading axes", *_WINDOWS),
         case("no leading axis", (5, 4, 6), (7, 4, 6), (7, 4, 8)),
         case("grouped", *_GROUPED),
         case("grouped causal", *_GROUPED, causal=True),
@@ -166,6 +169,11 @@ CASES: dict[str, tuple[Case, ...]] = {
         case("additive mask a sequence", *_QKV, additive(3, 1, 5, 7)),
         case("additive mask with -inf", *_QKV, additive(5, 7, masked=True)),
         case("grouped additive mask causal", *_GROUPED, additive(4, 1, 7), causal=True, scale=0.5),
+        case("additive mask of all windows", *_WINDOWS, additive(4, 5, 7), scale=0.5),
+        case("additive mask a window", *_WINDOWS, additive(3, 4, 5, 7, masked=True)),
+        case("additive mask of all heads a window", *_WINDOWS, additive(3, 1, 5, 7, hidden=-100.0)),
+        case("additive mask an image", *_WINDOWS, additive(2, 1, 4, 5, 7)),
+        case("additive mask a window, dropout", *_WINDOWS, additive(3, 4, 5, 7), dropout=0.3, dropout_key=KEY),
         case("dropout", *_QKV, dropout=0.3, dropout_key=KEY),
         case("grouped causal dropout of late samples", *_GROUPED, causal=True, dropout=0.3, dropout_key=LATE_KEY),
         case("rows that see nothing", *_QKV, allowed(5, 7, empty_row=True)),
@@ -176,6 +184,10 @@ CASES: dict[str, tuple[Case, ...]] = {
         shape_case("one sample", (1, 5, 4, 6), (1, 7, 4, 6), (1, 7, 4, 8)),
         shape_case("one head", (3, 5, 1, 6), (3, 7, 1, 6), (3, 7, 1, 8)),
         shape_case("empty batch", (0, 5, 4, 6), (0, 7, 4, 6), (0, 7, 4, 8)),
+        shape_case("no image", (0, 3, 5, 4, 6), (0, 3, 7, 4, 6), (0, 3, 7, 4, 8), additive(3, 4, 5, 7)),
+        shape_case("no image, additive mask an image", *((0, 3, 5, 4, 6),) * 3, additive(0, 1, 4, 5, 5)),
+        shape_case("an additive mask of vast numbers", *_WINDOWS, additive(3, 4, 5, 7, hidden=-3e38, empty_row=True)),
+        shape_case("windows of 16 tokens", *((19, 4, 16, 4, 8),) * 3, additive(4, 4, 16, 16, hidden=-100.0)),
         shape_case("long context", (1, 5, 1, 2), (1, 52500, 1, 2), (1, 52500, 1, 3), causal=True),
         shape_case("sixteen tokens", (2, 16, 4, 16), (2, 16, 4, 16), (2, 16, 4, 16)),
     ),

@@ -35,6 +35,16 @@ def repeats_to(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
     return len(shape) <= len(whole) and all(n in (1, m) for n, m in zip(shape, tail, strict=True))
 
 
+def recurring(shape: tuple[int, ...], whole: tuple[int, ...], least: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Both shapes without the leading axes along which all of an array recurs; of axes at least so many stay.
+
+    The first has a 1 for every axis that it lacks.
+    """
+    ones = (*[1] * (len(whole) - len(shape)), *shape)
+    start = next((i for i, n in enumerate(ones[:-least]) if n != 1), len(ones) - least)
+    return ones[start:], whole[start:]
+
+
 def sum_to(dy: Array, shape: tuple[int, ...]) -> Array:
     """Sum ``dy`` over the axes along which an array of this shape was repeated: the transpose of broadcasting."""
     xp = namespace(dy)

@@ -19,7 +19,7 @@ from xpformer_numpy._common import Floats, slot
 from xpformer_numpy._share import in_parts
 from xpformer_numpy.conv2d import axes_of, channels_first, channels_last, matrix_of, parts_of
 from xpformer_numpy.conv2d import covers as blocked_covers
-from xpformer_numpy.fast import loops
+from xpformer_numpy.fast import conv_loops
 from xpformer_numpy.fast._arrays import are_float32
 
 
@@ -76,7 +76,7 @@ def backward(
                 total += seen.T @ rows
             if dimages is not None:
                 dseen = np.matmul(rows, transposed, out=seen.reshape(-1)[: seen.shape[0] * width].reshape(-1, width))
-                loops.add_windows(dseen, *_numbers(axes, channels), dimages[part])
+                conv_loops.add_windows(dseen, *_numbers(axes, channels), dimages[part])
         return total
 
     totals = in_parts(work, images.shape[0], axes[0].places * axes[1].places * matrix.size)
@@ -108,7 +108,7 @@ def _windows(
     for part in parts:
         seen = scratch[: (part.stop - part.start) * places * width].reshape(-1, width)
         if fill:
-            loops.windows(images[part], *_numbers(axes, channels), has_bias, seen)
+            conv_loops.windows(images[part], *_numbers(axes, channels), has_bias, seen)
         yield part, seen
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from xpformer_numpy import kernels
 from xpformer_numpy._common import Floats
-from xpformer_numpy.fast import loops
+from xpformer_numpy.fast import update_loops as loops
 
 
 def adam_step(p: Floats, g: Floats, m: Floats, v: Floats, **hyper: Any) -> tuple[Floats, Floats, Floats]:

@@ -1,6 +1,7 @@
 """Loops over float32 arrays, compiled by Numba.  Their callers allocate; the equations are those of the operations.
 
-All of them stand in one file, for Numba's cache on disk looks at the file of a loop alone to see whether it changed.
+All that call one another stand in one file (those of the update in :mod:`xpformer_numpy.fast.update_loops`), for
+Numba's cache on disk looks at the file of a loop alone to see whether it changed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from xpformer_numpy.gelu import NORMAL_POLYNOMIAL
 
 F = np.float32
 R1, R2, R3, W1, W2, W3 = reads(1), reads(2), reads(3), writes(1), writes(2), writes(3)
-NUMBER, COUNT, FLAG = types.float32, types.int64, types.boolean
+NUMBER, COUNT = types.float32, types.int64
 
 _0, _1, _2, _3, _HALF = F(0), F(1), F(2), F(3), F(0.5)
 _LOG2E, _LN2_HIGH, _LN2_LOW = F(math.log2(math.e)), F(0.693359375), F(math.log(2) - 0.693359375)
@@ -246,27 +247,40 @@ def subtract_maximum(z: Any, bits: Any, stop: Any) -> None:
         z[j] -= shift
 
 
-@loop(W3, reads(3, types.int32), W2, NUMBER, COUNT)
-def softmax(scores: Any, bits: Any, flat: Any, scale: Any, seen: Any) -> None:
+@inlined
+def magnitude(bits: Any, stop: Any) -> Any:
+    """``max |z|`` of a row's first ``stop`` numbers; NaN if one is."""
+    largest = np.int32(0)
+    for j in range(stop):
+        largest = max(largest, np.int32(bits[j] & 0x7FFFFFFF))
+    return float_of_bits(largest)
+
+
+@loop(W2, reads(2, types.int32), NUMBER, COUNT, COUNT)
+def softmax(scores: Any, bits: Any, scale: Any, columns: Any, seen: Any) -> None:
     """``exp(scale z) / sum exp(scale z)`` in place, of the first ``seen + i`` numbers of each matrix's row i.
 
-    The others become 0, and so does a row of -inf alone.  ``bits`` and ``flat`` are the scores' memory as integers and
-    as one row a matrix; scale > 0.  A row's maximum is subtracted where a score of its matrix is not small.  Short rows
-    would leave vectors half empty, so what can be is done to a whole matrix at once.
+    The others become 0, and so does a row of -inf alone.  ``scores`` (N, T S) hold matrices whose rows have ``columns``
+    numbers, ``bits`` are their memory as integers; scale > 0.  A row's maximum is subtracted where a score of its
+    matrix is not small.  Short rows would leave vectors half empty, so what can be is done to a whole matrix at once.
     """
-    count, rows, columns = scores.shape
+    count, elements = scores.shape
+    rows = elements // columns
     for n in range(count):
-        largest = np.int32(0)
-        for i in range(rows):
-            for j in range(min(columns, seen + i)):
-                largest = max(largest, np.int32(bits[n, i, j] & 0x7FFFFFFF))
-        if not float_of_bits(largest) * scale < _SAFE:
+        small = True
+        if seen >= columns:
+            small = magnitude(bits[n], elements) * scale < _SAFE
+        else:
             for i in range(rows):
-                subtract_maximum(scores[n, i], bits[n, i], min(columns, seen + i))
-        for j in range(rows * columns):
-            flat[n, j] = exp(flat[n, j] * scale)
+                small &= magnitude(bits[n, i * columns : (i + 1) * columns], min(columns, seen + i)) * scale < _SAFE
+        if not small:
+            for i in range(rows):
+                row = slice(i * columns, (i + 1) * columns)
+                subtract_maximum(scores[n, row], bits[n, row], min(columns, seen + i))
+        for j in range(elements):
+            scores[n, j] = exp(scores[n, j] * scale)
         for i in range(rows):
-            z, stop = scores[n, i], min(columns, seen + i)
+            z, stop = scores[n, i * columns : (i + 1) * columns], min(columns, seen + i)
             total = _0
             for j in range(stop):
                 total += z[j]
@@ -275,6 +289,38 @@ def softmax(scores: Any, bits: Any, flat: Any, scale: Any, seen: Any) -> None:
                 z[j] *= factor
             for j in range(stop, columns):
                 z[j] = _0
+
+
+@loop(W2, reads(2, types.int32), R2, R2, NUMBER, COUNT, NUMBER, COUNT)
+def biased_softmax(
+    scores: Any, bits: Any, exact: Any, near: Any, limit: Any, first: Any, scale: Any, columns: Any
+) -> None:
+    """``exp(scale z + b) / sum exp(scale z + b)`` in place of matrices (N, T S), whose rows have ``columns`` numbers.
+
+    b is number (first + n) modulo P of the near bias where the scores of a matrix are small, else of the exact one.
+    """
+    count, elements = scores.shape
+    for n in range(count):
+        own = (first + n) % len(exact)
+        if magnitude(bits[n], elements) * scale < limit:
+            for j in range(elements):
+                scores[n, j] = exp(scores[n, j] * scale + near[own, j])
+        else:
+            for j in range(elements):
+                scores[n, j] = scores[n, j] * scale + exact[own, j]
+            for i in range(elements // columns):
+                row = slice(i * columns, (i + 1) * columns)
+                subtract_maximum(scores[n, row], bits[n, row], columns)
+            for j in range(elements):
+                scores[n, j] = exp(scores[n, j])
+        for i in range(elements // columns):
+            z = scores[n, i * columns : (i + 1) * columns]
+            total = _0
+            for j in range(columns):
+                total += z[j]
+            factor = _1 / total if total != _0 else _0
+            for j in range(columns):
+                z[j] *= factor
 
 
 @loop(W3, R3, NUMBER, COUNT)
@@ -291,6 +337,22 @@ def softmax_gradient(dz: Any, p: Any, scale: Any, seen: Any) -> None:
                 dz[n, i, j] = scale * p[n, i, j] * (dz[n, i, j] - mean)
             for j in range(stop, columns):
                 dz[n, i, j] = _0
+
+
+@loop(W3, R3, W3, COUNT, NUMBER)
+def biased_softmax_gradient(dz: Any, p: Any, dbias: Any, first: Any, scale: Any) -> None:
+    """``scale p (dp - sum dp p)`` in place of dp; without the scale it is added to number (first + n) modulo P."""
+    count, rows, columns = dz.shape
+    for n in range(count):
+        own = (first + n) % len(dbias)
+        for i in range(rows):
+            mean = _0
+            for j in range(columns):
+                mean += dz[n, i, j] * p[n, i, j]
+            for j in range(columns):
+                d = p[n, i, j] * (dz[n, i, j] - mean)
+                dbias[own, i, j] += d
+                dz[n, i, j] = scale * d
 
 
 @loop(R3, R2, R2, NUMBER, W3)
@@ -385,128 +447,3 @@ def cross_entropy_gradient(
                 dz[i, j] = (exp(z[i, j] - peak) * factor - rest) * scale
             own = classes[i]
             dz[i, own] = (exp(z[i, own] - peak) * factor - rest - (_1 - smoothing)) * scale
-
-
-# ---- kernels of the update ------------------------------------------------------------------------------------------
-
-
-@loop(W1, R1, W1, W1, *[NUMBER] * 10)
-def adam_step(
-    p: Any, g: Any, m: Any, v: Any, scale: Any, decay: Any, kept: Any, beta1: Any, rest1: Any, beta2: Any, rest2: Any,
-    root: Any, eps: Any, rate: Any,
-) -> None:  # fmt: skip
-    """The update of :func:`xpformer.optim.adam.adam_step`: ``decay p`` is added to the gradient, p is ``kept``."""
-    for i in range(p.size):
-        gradient = g[i] * scale + decay * p[i]
-        mean = beta1 * m[i] + rest1 * gradient
-        square = beta2 * v[i] + rest2 * gradient * gradient
-        m[i] = mean
-        v[i] = square
-        p[i] = kept * p[i] - rate * (mean / (np.sqrt(square) * root + eps))
-
-
-@loop(W1, R1, W1, NUMBER, NUMBER, NUMBER, NUMBER, FLAG)
-def sgd_step(p: Any, g: Any, u: Any, scale: Any, decay: Any, momentum: Any, lr: Any, nesterov: Any) -> None:
-    """The update of :func:`xpformer.optim.sgd.sgd_step`."""
-    for i in range(p.size):
-        gradient = g[i] * scale + decay * p[i]
-        velocity = momentum * u[i] + gradient
-        u[i] = velocity
-        p[i] -= lr * (gradient + momentum * velocity if nesterov else velocity)
-
-
-@loop(W1, R1, NUMBER)
-def ema_step(average: Any, value: Any, rate: Any) -> None:
-    """``average += rate (value - average)``."""
-    for i in range(average.size):
-        average[i] += rate * (value[i] - average[i])
-
-
-@loop(R1)
-def sum_of_squares(x: Any) -> Any:
-    """``sum x²``: blocks in float32, whose lanes hold few numbers each, the blocks in float64."""
-    total: Any = 0.0
-    for start in range(0, x.size, 4096):
-        square = _0
-        for i in range(start, min(x.size, start + 4096)):
-            square += x[i] * x[i]
-        total += square
-    return total
-
-
-# ---- convolution ----------------------------------------------------------------------------------------------------
-
-
-@loop(R3, COUNT, COUNT, COUNT, COUNT, COUNT, COUNT, COUNT, COUNT, COUNT, FLAG, W2)
-def windows(
-    images: Any,
-    rows: Any,
-    kernel_rows: Any,
-    stride_rows: Any,
-    top: Any,
-    columns: Any,
-    kernel_columns: Any,
-    stride_columns: Any,
-    left: Any,
-    channels: Any,
-    has_bias: Any,
-    seen: Any,
-) -> None:
-    """Equation (1) of conv2d: images (n, H, W C) -> seen (n rows columns, p q C), and a 1 behind if there is a bias."""
-    count, height, width = images.shape
-    run = kernel_columns * channels
-    line = 0
-    for n in range(count):
-        for h in range(rows):
-            for w in range(columns):
-                start = (w * stride_columns - left) * channels
-                first, last = max(0, -start), min(run, width - start)
-                for i in range(kernel_rows):
-                    r, at = h * stride_rows + i - top, i * run
-                    if r < 0 or r >= height:
-                        for j in range(run):
-                            seen[line, at + j] = _0
-                        continue
-                    for j in range(first):
-                        seen[line, at + j] = _0
-                    for j in range(first, last):
-                        seen[line, at + j] = images[n, r, start + j]
-                    for j in range(last, run):
-                        seen[line, at + j] = _0
-                if has_bias:
-                    seen[line, kernel_rows * run] = _1
-                line += 1
-
-
-@loop(R2, COUNT, COUNT, COUNT, COUNT, COUNT, COUNT, COUNT, COUNT, COUNT, W3)
-def add_windows(
-    dseen: Any,
-    rows: Any,
-    kernel_rows: Any,
-    stride_rows: Any,
-    top: Any,
-    columns: Any,
-    kernel_columns: Any,
-    stride_columns: Any,
-    left: Any,
-    channels: Any,
-    dimages: Any,
-) -> None:
-    """The transpose of :func:`windows`: equation (6) of conv2d, the copies of a pixel added up from zero."""
-    count, height, width = dimages.shape
-    run = kernel_columns * channels
-    line = 0
-    for n in range(count):
-        for r in range(height):
-            for j in range(width):
-                dimages[n, r, j] = _0
-        for h in range(rows):
-            for w in range(columns):
-                start = (w * stride_columns - left) * channels
-                first, last = max(0, -start), min(run, width - start)
-                for i in range(kernel_rows):
-                    r, at = h * stride_rows + i - top, i * run
-                    if r >= 0 and r < height:
-                        for j in range(first, last):
-                            dimages[n, r, start + j] += dseen[line, at + j]
-                line += 1
