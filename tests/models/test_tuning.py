@@ -16,7 +16,7 @@ from xpformer.backend import Backend
 from xpformer.errors import ConfigError
 from xpformer.functional import cross_entropy
 from xpformer.initializers import resize_positions
-from xpformer.layers import Context, Layer, LoRA
+from xpformer.layers import Context, FusedLoRA, Layer, LoRA
 from xpformer.models.gpt import GPT, GPTConfig
 from xpformer.models.tuning import HEAD, Tuning, carry_over, check_change, merged_state, tune
 from xpformer.models.vit import ViT, ViTConfig
@@ -31,6 +31,7 @@ WAYS = {
     "decay": Tuning(lr_decay=0.7),
     "lora": Tuning(lora=("*.qkv", "blocks.1.mlp.*"), rank=3, alpha=5.0),
     "lora everywhere": Tuning(lora=("*",), rank=2),
+    "lora of query and value": Tuning(lora=("*.q", "*.v"), rank=2, alpha=3.0),
     "lora and norms": Tuning(lora=("*.qkv",), rank=2, freeze=("!*.norm?",), lr_decay=0.5),
 }
 
@@ -77,6 +78,13 @@ def their_loss(model: Any, p: dict[str, Any], step: int) -> Any:
         if isinstance(layer, LoRA):
             difference = whole.pop(f"{path}.lora_a") @ whole.pop(f"{path}.lora_b")
             whole[f"{path}.weight"] = whole[f"{path}.weight"] + layer.scale * difference
+        elif isinstance(layer, FusedLoRA):
+            parts = [*whole[f"{path}.weight"].split([c.stop - c.start for c, _ in layer.parts()], dim=1)]
+            for i, (name, (_, low)) in enumerate(zip("qkv", layer.parts(), strict=True)):
+                if low is not None:
+                    a, b = (whole.pop(f"{path}.{name}.{factor}") for factor in ("lora_a", "lora_b"))
+                    parts[i] = parts[i] + low.scale * (a @ b)
+            whole[f"{path}.weight"] = torch.cat(parts, dim=1)
     forward: Any = torch_vit.forward if isinstance(model, ViT) else torch_gpt.forward
     logits = forward(whole, model.config, x)
     return torch.nn.functional.cross_entropy(logits.flatten(0, -2), y.flatten())
@@ -188,21 +196,39 @@ def test_a_frozen_model_that_is_asked_for_the_inputs_gradient_gives_it(portable:
 
 
 @pytest.mark.parametrize("kind", ["vit", "gpt"])
-def test_lora_starts_where_the_model_was_and_merges_to_what_it_learned(backend: Backend, kind: str) -> None:
+@pytest.mark.parametrize("way", ["lora", "lora of query and value"])
+def test_lora_starts_where_the_model_was_and_merges_to_what_it_learned(backend: Backend, kind: str, way: str) -> None:
     plain = tuned(backend, kind, Tuning())
     x = backend.asarray(batch(plain, 0)[0])
     before, state = backend.to_numpy(plain(x)), plain.state()
-    tune(plain, Tuning(lora=("blocks.*",), rank=2))  # of a model that has data
+    tune(plain, Tuning(lora=("blocks.*",) if way == "lora" else WAYS[way].lora, rank=2))  # of a model that has data
     assert same_bits("logits", backend.to_numpy(plain(x)), before).ok
     assert merged_state(plain).keys() == state.keys()
     assert all(same_bits(n, a, state[n]).ok for n, a in merged_state(plain).items())
 
-    learned = tuned(backend, kind, WAYS["lora"])
+    learned = tuned(backend, kind, WAYS[way])
     merged = tuned(backend, kind, Tuning())
     merged.load_state(merged_state(learned))
     ours = backend.to_numpy(learned(x))
     assert magnitude(ours - before) > 0.01 * magnitude(before)
     assert equal("logits", backend.to_numpy(merged(x)), ours, BACKENDS).ok
+
+
+def test_parts_of_a_fused_projection_learn_one_each() -> None:
+    """Also where key and value have fewer heads; a pattern of the whole means one for the three."""
+    model = GPT(GPTConfig.preset("tiny", heads=4, kv_heads=1))
+    tune(model, Tuning(lora=("blocks.0.*.q", "blocks.0.*.v", "blocks.1.*.qkv", "blocks.1.*.k"), rank=2))
+    learning = {n: p.shape for n, p in model.named_parameters().items() if p.trainable}
+    assert learning == {
+        "blocks.0.attention.qkv.q.lora_a": (8, 2),
+        "blocks.0.attention.qkv.q.lora_b": (2, 8),
+        "blocks.0.attention.qkv.v.lora_a": (8, 2),
+        "blocks.0.attention.qkv.v.lora_b": (2, 2),
+        "blocks.1.attention.qkv.lora_a": (8, 2),
+        "blocks.1.attention.qkv.lora_b": (2, 12),
+    }
+    with pytest.raises(ConfigError, match=r"lora: blocks.0.attention.qkv: rank = 3 is outside 1 to 2"):
+        tune(GPT(model.config), Tuning(lora=("*.v",), rank=3))
 
 
 WRONG = [
@@ -229,6 +255,12 @@ def test_patterns_that_cannot_be(how: Tuning, message: str) -> None:
 @pytest.mark.parametrize("options", [{"lr_decay": 0.0}, {"lr_decay": 1.1}, {"rank": 0}, {"alpha": 0.0}])
 def test_options_that_cannot_be(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"{next(iter(options))} = "):
+        Tuning(**options)
+
+
+@pytest.mark.parametrize("options", [{"rank": 2}, {"alpha": 8.0}])
+def test_options_of_a_lora_that_is_not_there(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r" = \d.* is of a LoRA, and lora is empty; name its layers"):
         Tuning(**options)
 
 

@@ -10,7 +10,7 @@ from xpformer.layers.conv import Conv2d
 from xpformer.layers.dropout import Dropout, DropPath
 from xpformer.layers.embedding import Embedding, TiedHead
 from xpformer.layers.linear import Linear
-from xpformer.layers.lora import LoRA
+from xpformer.layers.lora import FusedLoRA, LoRA, LowRank
 from xpformer.layers.mlp import MLP
 from xpformer.layers.norm import LayerNorm, NoNorm, RMSNorm
 from xpformer.layers.patch_embedding import ConvPatches, FlattenPatches
@@ -34,6 +34,7 @@ __all__ = [
     "Embedding",
     "Entry",
     "FlattenPatches",
+    "FusedLoRA",
     "Gradients",
     "Head",
     "KVCache",
@@ -41,6 +42,7 @@ __all__ = [
     "LayerNorm",
     "Linear",
     "LoRA",
+    "LowRank",
     "MultiHeadAttention",
     "NoNorm",
     "Observer",

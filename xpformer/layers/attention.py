@@ -36,6 +36,9 @@ class MultiHeadAttention(Layer):
         dropout: rate on the output; ``attention_dropout``: rate on the attention weights.
         weight_init: of the fused projection; ``output_init``: of the output projection, the same if not given.
         bias_init: of both biases.
+
+    Attributes:
+        widths: the columns of the fused projection that are ``q``, ``k`` and ``v``.
     """
 
     def __init__(
@@ -64,8 +67,8 @@ class MultiHeadAttention(Layer):
             raise ConfigError(f"rotary positions turn pairs of numbers, a head has {dim // heads}; take an even number")
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, dim // heads
         self.causal, self.rotary_base, self.attention_dropout = causal, rotary_base, attention_dropout
-        width = (heads + 2 * kv_heads) * self.head_dim
-        self.qkv = Linear(dim, width, bias=qkv_bias, weight_init=weight_init, bias_init=bias_init)
+        self.widths = {"q": heads * self.head_dim, "k": kv_heads * self.head_dim, "v": kv_heads * self.head_dim}
+        self.qkv = Linear(dim, sum(self.widths.values()), bias=qkv_bias, weight_init=weight_init, bias_init=bias_init)
         self.projection = (
             Linear(dim, dim, bias=bias, weight_init=output_init or weight_init, bias_init=bias_init)
             if projection

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from xpformer.array import HostArray
 from xpformer.errors import ConfigError, suggest
 from xpformer.initializers import resize_positions
-from xpformer.layers import Layer, Linear, LoRA
+from xpformer.layers import FusedLoRA, Layer, Linear, LoRA, MultiHeadAttention
 from xpformer.models.gpt import GPTConfig
 from xpformer.models.vit import ViT, ViTConfig
 
@@ -42,7 +42,8 @@ class Tuning:
     the final norm and the head it is whole (Clark et al. 2020, ELECTRA; Bao et al. 2022, BEiT)."""
     lora: tuple[str, ...] = ()
     """Patterns of affine layers that learn a low-rank difference (:class:`~xpformer.layers.LoRA`), while all else but a
-    new head is frozen; ``freeze`` can let more learn: ``!*.norm?``."""
+    new head is frozen; ``freeze`` can let more learn: ``!*.norm?``.  Of a fused projection ``*.q``, ``*.k`` and ``*.v``
+    name its parts, which learn one each (:class:`~xpformer.layers.FusedLoRA`); ``*.qkv`` is one for the three."""
     rank: int = 8
     """Of the difference."""
     alpha: float = 16.0
@@ -55,6 +56,9 @@ class Tuning:
             raise ConfigError(f"rank = {self.rank} is less than 1")
         if not self.alpha > 0.0:
             raise ConfigError(f"alpha = {self.alpha} is not positive")
+        for name, default in (("rank", Tuning.rank), ("alpha", Tuning.alpha)):
+            if getattr(self, name) != default and not self.lora:
+                raise ConfigError(f"{name} = {getattr(self, name)} is of a LoRA, and lora is empty; name its layers")
 
 
 def tune(model: Layer, how: Tuning, *, new: Sequence[str] = ()) -> None:
@@ -68,15 +72,14 @@ def tune(model: Layer, how: Tuning, *, new: Sequence[str] = ()) -> None:
     Raises:
         ConfigError: if a pattern matches nothing, a rank does not fit, or nothing is left to learn.
     """
-    adapted = _matching("lora", how.lora, {path: layer for path, layer in model.named_layers() if _adapts(layer)})
-    _adapt(model, adapted, how)
+    adapted = _adapt(model, how)
     parameters = model.named_parameters()
     patterns = (*(["*"] if adapted else []), *(f"!{p}" for p in new if adapted), *how.freeze)
     frozen: set[str] = set()
     for pattern in patterns:
         found = set(_matching("freeze", [pattern.removeprefix("!")], parameters))
         frozen = frozen - found if pattern.startswith("!") else frozen | found
-    frozen -= {f"{path}.{name}" for path in adapted for name in ("lora_a", "lora_b")}
+    frozen -= {name for name in frozen if name.startswith(adapted) and name.endswith((".lora_a", ".lora_b"))}
     if frozen == parameters.keys():
         raise ConfigError(f"freeze = {list(how.freeze)} leaves nothing to learn; let some of it: '!{HEAD}'")
     depth = len(getattr(model, "blocks", []))
@@ -87,21 +90,30 @@ def tune(model: Layer, how: Tuning, *, new: Sequence[str] = ()) -> None:
         model.to(model.backend, model.dtype)
 
 
-def _adapts(layer: Layer) -> bool:
-    return isinstance(layer, Linear) and not isinstance(layer, LoRA)
-
-
-def _adapt(model: Layer, paths: Iterable[str], how: Tuning) -> None:
-    """Put a LoRA in the place of each affine layer at ``paths``."""
+def _adapt(model: Layer, how: Tuning) -> tuple[str, ...]:
+    """Put a LoRA in the place of each affine layer that is named, or of which parts are; returns their paths."""
     layers = dict(model.named_layers())
-    for path in paths:
+    fused = {f"{path}.qkv": layer.widths for path, layer in layers.items() if isinstance(layer, MultiHeadAttention)}
+    affine = {p: a for p, a in layers.items() if isinstance(a, Linear) and not isinstance(a, (LoRA, FusedLoRA))}
+    parts = {f"{path}.{part}": part for path in affine for part in fused.get(path, ())}
+    found = _matching("lora", how.lora, affine | parts)
+    adapted = []
+    for path, layer in affine.items():
+        chosen = [part for part in fused.get(path, ()) if f"{path}.{part}" in found]
+        if path not in found and not chosen:
+            continue
         above, _, name = path.rpartition(".")
-        layer = layers[path]
-        assert isinstance(layer, Linear)
         try:
-            setattr(layers[above], name, LoRA(layer, how.rank, how.alpha))
+            low = (
+                LoRA(layer, how.rank, how.alpha)
+                if path in found  # then the pattern means all that is in it
+                else FusedLoRA(layer, fused[path], chosen, how.rank, how.alpha)
+            )
         except ConfigError as error:
             raise ConfigError(f"lora: {path}: {error}") from error
+        setattr(layers[above], name, low)
+        adapted.append(path)
+    return tuple(f"{path}." for path in adapted)
 
 
 def _matching(option: str, patterns: Sequence[str], names: Mapping[str, object]) -> list[str]:
@@ -129,9 +141,8 @@ def merged_state(model: Layer) -> dict[str, HostArray]:
     """Name to host array of every parameter of the model without LoRA that does the same."""
     state = model.state()
     for path, layer in model.named_layers():
-        if isinstance(layer, LoRA):
-            weight, a, b = (state.pop(f"{path}.{name}") for name in ("weight", "lora_a", "lora_b"))
-            state[f"{path}.weight"] = layer.merged(weight, a, b)
+        if isinstance(layer, (LoRA, FusedLoRA)):
+            layer.merge(path, state)
     return state
 
 
