@@ -21,7 +21,7 @@ from transformers import AutoConfig, ViTForImageClassification
 import xpformer
 from tests.interop import theirs
 from xpformer.analysis.measure import HUGGING_FACE, TORCH, equal, magnitude
-from xpformer.errors import CheckpointError, ConfigError, DataError
+from xpformer.errors import CheckpointError, ConfigError, DataError, ShapeError
 from xpformer.functional import cross_entropy
 from xpformer.generation import Sampling, generate_tokens
 from xpformer.interop.families import family_of
@@ -186,9 +186,31 @@ def test_padding_is_what_it_is_there(tmp_path: Path, side: str) -> None:
     mask = torch.arange(7) >= 7 - counts if side == "left" else torch.arange(7) < counts
     positions = (mask.long().cumsum(-1) - 1).clamp(min=0)
     expected = theirs.logits(model, x, attention_mask=mask.long(), position_ids=positions)
-    found = ours.forward(x.numpy(), Context(ours.backend), attention_mask=mask.numpy())
-    measure = equal("logits", found[mask.numpy()], expected[mask.numpy()], HUGGING_FACE["float64"])
+    masks = mask.numpy(), mask.long().numpy(), mask.int().numpy()
+    found = ours.forward(x.numpy(), Context(ours.backend), attention_mask=masks[0])
+    measure = equal("logits", found[masks[0]], expected[masks[0]], HUGGING_FACE["float64"])
     assert measure.ok, measure
+    assert all(np.array_equal(ours(x.numpy(), attention_mask=given), found) for given in masks)
+    states = ours.features(x.numpy(), attention_mask=masks[1])
+    assert all(map(np.array_equal, states, ours.features(x.numpy(), attention_mask=masks[0])))
+    if side == "right":  # where its own positions are these
+        again = theirs.logits(model, x, attention_mask=mask.long())
+        assert equal("logits", found[masks[0]], again[masks[0]], HUGGING_FACE["float64"]).ok
+
+
+def test_tokens_of_a_picture_that_are_left_out_are_those_there(tmp_path: Path) -> None:
+    model, ours = pair("vit", tmp_path / "a", "float64")
+    x = theirs.inputs(model)
+    mask = torch.tensor([[1] * 10, [1, 0] * 5, [1] * 4 + [0] * 6])
+    expected = theirs.logits(model, x, attention_mask=mask)
+    assert equal("logits", ours(x.numpy(), attention_mask=mask.numpy()), expected, HUGGING_FACE["float64"]).ok
+    assert not np.array_equal(ours(x.numpy()), ours(x.numpy(), attention_mask=mask.numpy()))
+    with torch.no_grad():
+        states = model(x, attention_mask=mask, output_hidden_states=True).hidden_states
+    found = ours.features(x.numpy(), attention_mask=mask.bool().numpy())
+    assert all(equal("state", a, b.numpy(), HUGGING_FACE["float64"]).ok for a, b in zip(found, states, strict=True))
+    with pytest.raises(ShapeError, match=r"ViT: attention_mask has shape \(3, 9\) .* \(3, 10\), as the tokens"):
+        ours(x.numpy(), attention_mask=mask[:, 1:].numpy())
 
 
 def test_greedy_tokens_are_theirs(tmp_path: Path) -> None:

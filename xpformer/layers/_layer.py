@@ -54,17 +54,17 @@ class Layer:
             if name in cls.__dict__:
                 setattr(cls, name, _scoped(cls.__dict__[name], name))
 
-    def forward(self, x: Any, ctx: Context) -> Any:
-        """``y`` of ``x``."""
+    def forward(self, x: Any, ctx: Context, **options: Any) -> Any:
+        """``y`` of ``x``; which options there are is the layer's."""
         raise NotImplementedError(f"{type(self).__name__} defines no forward(x, ctx)")
 
     def backward(self, dy: Any, ctx: Context) -> Any:
         """``dx`` of ``dy``, the lines of ``forward`` upwards."""
         raise NotImplementedError(f"{type(self).__name__} defines no backward(dy, ctx)")
 
-    def __call__(self, x: Array, ctx: Context | None = None) -> Any:
-        """Inference: ``forward`` in a context that keeps nothing."""
-        return self.forward(x, ctx or Context(self.backend))
+    def __call__(self, x: Array, ctx: Context | None = None, **options: Any) -> Any:
+        """Inference: ``forward``, with its options, in a context that keeps nothing."""
+        return self.forward(x, ctx or Context(self.backend), **options)
 
     # ---- the tree ---------------------------------------------------------------------------------------------------
 

@@ -180,8 +180,9 @@ class GPT(Model):
         Args:
             ids: integers; that all are below ``vocabulary`` is checked by the code that makes them.
             ctx: the pass; with a cache the ids follow those of the earlier passes.
-            attention_mask: (B, T) boolean, false where an id is padding; positions count the tokens alone, so that a
-                sequence padded on the left gets the logits that it gets alone.
+            attention_mask: (B, T) boolean or integers, false or 0 where an id is padding.  Positions count the tokens
+                alone, so that a sequence padded on the left gets the logits that it gets alone; the forward of
+                transformers counts the padding too, unless it is given ``position_ids``.
             last_only: the logits of the last token alone, (B, vocabulary): the head is most of the work of generation.
         """
         x = self._embed(ids, ctx, attention_mask)
@@ -201,7 +202,8 @@ class GPT(Model):
     def features(self, ids: Any, *, attention_mask: Any = None) -> tuple[Any, ...]:
         """The embedded tokens, then what each block gives, ``depth + 1`` times (B, T, D); the last is normalized.
 
-        They are the ``hidden_states`` of transformers, where GPT-2's last one too stands behind the final norm.
+        They are the ``hidden_states`` of transformers, where GPT-2's last one too stands behind the final norm.  The
+        mask is that of :meth:`forward`.
         """
         ctx = Context(self.backend)
         states = [self._embed(ids, ctx, attention_mask)]
@@ -249,13 +251,7 @@ class GPT(Model):
         if ids.ndim != 2 or ids.shape[1] < 1 or not xp.isdtype(ids.dtype, "integral"):
             raise ShapeError(f"GPT: ids have shape {tuple(ids.shape)} and dtype {ids.dtype}, expected integers (B, T)")
         batch, count = ids.shape
-        start = 0
-        given = attention_mask
-        if given is not None and (tuple(given.shape) != (batch, count) or not xp.isdtype(given.dtype, "bool")):
-            raise ShapeError(
-                f"GPT: attention_mask has shape {tuple(given.shape)} and dtype {given.dtype}, expected bool "
-                f"{(batch, count)}, as the ids"
-            )
+        start, attention_mask = 0, self._mask(attention_mask, (batch, count), "ids")
         if cache is not None:
             cache.check(batch, count)
             start, attention_mask = cache.filled, cache.see(attention_mask, count)

@@ -58,6 +58,22 @@ class Model(Layer):
 
         return load(source, backend=backend, dtype=dtype, seed=seed, revision=revision, expected=cls)
 
+    def _mask(self, given: Any, shape: tuple[int, int], what: str) -> Any:
+        """An ``attention_mask`` (B, T), boolean or 0 and 1 as in transformers, as booleans; none is none.
+
+        Raises:
+            ShapeError: if it is of another shape than ``shape``, that of ``what``, or has fractions.
+        """
+        if given is None:
+            return None
+        xp = self.backend.xp
+        if tuple(given.shape) != shape or not xp.isdtype(given.dtype, ("bool", "integral")):
+            raise ShapeError(
+                f"{type(self).__name__}: attention_mask has shape {tuple(given.shape)} and dtype {given.dtype}, "
+                f"expected bool or integers {shape}, as the {what}"
+            )
+        return xp.astype(given, xp.bool)
+
     def save_pretrained(self, directory: str | Path, **options: Any) -> Path:
         """Write the model to a new directory, which :func:`xpformer.load` reads, and Hugging Face too if it can.
 

@@ -17,6 +17,7 @@ from xpformer.layers import (
     LayerNorm,
     Pool,
     Positions,
+    Tokens,
 )
 from xpformer.layers.activation import ACTIVATIONS
 from xpformer.layers.pooling import POOLS
@@ -182,27 +183,34 @@ class ViT(Model):
             output_init=output,
         )
 
-    def forward(self, images: Any, ctx: Context) -> Any:
-        """(B, channels, image_size, image_size) -> (B, classes) logits."""
-        x = self._embed(images, ctx)
+    def forward(self, images: Any, ctx: Context, *, attention_mask: Any = None) -> Any:
+        """(B, channels, image_size, image_size) -> (B, classes) logits.
+
+        Args:
+            images: normalized.
+            ctx: the pass.
+            attention_mask: (B, T) boolean or integers, false or 0 for tokens that no other attends to; the class token
+                stands first, then the patches row by row.
+        """
+        x = self._embed(images, ctx, attention_mask)
         for block in self.blocks:
             x = block.forward(x, ctx)
             ctx.settled()
         x = self.norm.forward(x, ctx)
         return self.head.forward(self.pool.forward(x, ctx), ctx)  # (B, classes)
 
-    def features(self, images: Any) -> tuple[Any, ...]:
+    def features(self, images: Any, *, attention_mask: Any = None) -> tuple[Any, ...]:
         """The embedded image, then what each block gives, ``depth + 1`` times (B, T, D), without the final norm.
 
         They are the ``hidden_states`` of transformers; the class token stands first.
         """
         ctx = Context(self.backend)
-        states = [self._embed(images, ctx)]
+        states = [self._embed(images, ctx, attention_mask)]
         for block in self.blocks:
             states.append(block.forward(states[-1], ctx))
         return tuple(states)
 
-    def _embed(self, images: Any, ctx: Context) -> Any:
+    def _embed(self, images: Any, ctx: Context, attention_mask: Any) -> Any:
         """(B, channels, image_size, image_size) -> (B, T, D)."""
         check_images(self, images)
         x = self.embedding.forward(images, ctx)  # (B, N, D)
@@ -210,6 +218,8 @@ class ViT(Model):
             x = self.patch_norm.forward(x, ctx)
         if self.token is not None:
             x = self.token.forward(x, ctx)  # (B, 1 + N, D)
+        mask = self._mask(attention_mask, tuple(x.shape[:2]), "tokens")
+        ctx.tokens = None if mask is None else Tokens(None, mask[:, None, None, :])
         x = self.dropout.forward(self.positions.forward(x, ctx), ctx)
         ctx.settled()
         return x
