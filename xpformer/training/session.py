@@ -327,6 +327,8 @@ def start(
     begun = _opened(options.start_from)
     adopted = None if begun is None else recipe.task.adopt(begun)
     unchanged, settings = recipe.settings(preset, (), adopted), recipe.settings(preset, changes, adopted)
+    if begun is not None:  # sizes that follow from another setting, under those that the user says
+        settings = recipe.settings(preset, changes, recipe.task.adopt(begun, settings))
     data = recipe.read_data(options.data, settings, options.seed)
     settings = _fit(recipe, unchanged, settings, data)
     notes: list[str] = []

@@ -131,8 +131,12 @@ class Task(ABC, Generic[S, D]):
         if source is not None and self.starts_from is None:
             raise ConfigError(f"--from {source}: only vit-finetune and gpt-finetune go on from a trained model")
 
-    def adopt(self, start: Pretrained) -> dict[str, Any]:
+    def adopt(self, start: Pretrained, asked: S | None = None) -> dict[str, Any]:
         """The options, by section, that come from a trained model and not from the recipe.
+
+        Args:
+            start: the trained model.
+            asked: the settings that the user made of them; what follows from a setting is made to fit it.
 
         Raises:
             ConfigError: if it is a model of another kind.

@@ -137,6 +137,43 @@ def test_another_image_size_and_the_same_classes(vit: Path, pictures: Path, tmp_
     assert (how["image_shape"], how["resize"], how["resample"]) == ([3, 25, 25], [25, 25], "bicubic")
 
 
+SIZES: dict[str, tuple[tuple[str, ...], tuple[int, ...], tuple[int, ...]]] = {
+    "the model's": ((), (15, 15), ()),
+    "of another model size": (("image_size=25",), (25, 25), ()),
+    "larger, and cut": (("preprocessor.resize=[18,18]", "crop=[15,15]"), (18, 18), (15, 15)),
+    "the shorter side, and cut": (("preprocessor.resize=[16]", "preprocessor.crop=[15,15]"), (16,), (15, 15)),
+    "cut of what was there": (("image_size=10", "resize=[15,15]", "crop=[10,10]"), (15, 15), (10, 10)),
+    "not resized": (("resize=[]", "crop=[15,15]"), (), (15, 15)),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_sizes_of_the_preprocessor_are_the_models_or_what_the_user_says(
+    vit: Path, pictures: Path, tmp_path: Path, name: str
+) -> None:
+    changes, resize, crop = SIZES[name]
+    session = tuned("vit-finetune", vit, pictures, tmp_path / "run", *changes)
+    how = session.settings.preprocessor
+    assert (how.resize, how.crop) == (resize, crop)
+    seen = np.concatenate([session.data.train.images, session.data.validation.images])
+    assert np.equal(seen, how.read(pictures / "dark" / "0.png", 3)).all(axis=(1, 2, 3)).sum() == 1
+    session.train(max_steps=1)
+    trained = load_trained(tmp_path / "run")
+    assert np.array_equal(trained.picture(pictures / "light" / "2.png"), how.read(pictures / "light" / "2.png", 3))
+    assert json.loads((trained.saved.directory / "preprocessor_config.json").read_text()) == how.to_json()
+
+
+def test_a_cut_of_the_trained_model_follows_the_image_size(vit: Path, pictures: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder = shutil.copytree(vit, tmp_path / "vit")
+    how = Preprocessor((18,), crop=(15, 15)).to_json()
+    (folder / "preprocessor_config.json").write_text(json.dumps(how))
+    for changes, resize in (((), (30,)), (("resize=[27]",), (27,))):
+        session = tuned("vit-finetune", folder, pictures, tmp_path / f"run{len(changes)}", "image_size=25", *changes)
+        assert (session.settings.preprocessor.resize, session.settings.preprocessor.crop) == (resize, (25, 25))
+
+
 def test_a_run_is_resumed_to_the_same_bits(vit: Path, pictures: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"preset": "lora", "seed": 3}
     whole = tuned("vit-finetune", vit, pictures, tmp_path / "whole", "rank=2", **options)
@@ -214,6 +251,12 @@ def test_what_cannot_go_on(vit: Path, gpt: Path, pictures: Path, text: Path, tmp
         ("vit-finetune", vit, pictures, ('freeze=["block.*"]',), ConfigError, r"freeze: 'block\.\*' matches no param"),
         ("vit-finetune", vit, pictures, ('lora=["*.qkv"]', "rank=0"), ConfigError, r"rank = 0 is less than 1"),
         ("vit-finetune", vit, pictures, ('lora=["*.qkv"]', "rank=13"), ConfigError, r"rank = 13 is outside 1 to 12"),
+        ("vit-finetune", vit, pictures, ("rank=4",), ConfigError, r"rank = 4 is of a LoRA, and lora is empty"),
+        ("gpt-finetune", gpt, text, ("alpha=4",), ConfigError, r"alpha = 4\.0 is of a LoRA, and lora is empty"),
+        ("vit-finetune", vit, pictures, ("resize=[18,18]",), ConfigError,
+            r"\[18, 18\]: .* 15 x 15 pixels .*; set preprocessor\.crop=\[15,15\] too, or set model\.image_size=18"),
+        ("vit-finetune", vit, pictures, ("crop=[9,9]",), ConfigError, r"preprocessor\.crop = \[9, 9\]: .*image_size=9"),
+        ("vit-finetune", vit, pictures, ("resize=[15,15]", "image_size=25"), ConfigError, r"= \[15, 15\]: makes"),
         ("gpt-finetune", gpt, text, ("context=12",), ConfigError, r"context = 12: the weights are for at most 11"),
         ("gpt-finetune", gpt, text, (f"tokenizer={large}",), ConfigError, r"has 280 tokens, the model 271"),
     ]  # fmt: skip

@@ -27,15 +27,11 @@ if TYPE_CHECKING:
 class FolderSettings(Settings):
     """As :class:`Settings`; the model, its classes apart, and the preprocessor are those of the trained model.
 
+    The preprocessor's sizes are those for ``model.image_size``, where the user does not say others.
     ``data.validation`` counts where the folder has no split for it; 0 takes a tenth of each class.
     """
 
     preprocessor: Preprocessor = Preprocessor()  # noqa: RUF009  (frozen)
-
-    @property
-    def fitted(self) -> Preprocessor:
-        """The preprocessor for the model's image size."""
-        return self.preprocessor.sized(self.model.image_size)
 
 
 def folder_data(folder: Path | None, settings: FolderSettings, seed: int) -> ImageData:
@@ -43,7 +39,7 @@ def folder_data(folder: Path | None, settings: FolderSettings, seed: int) -> Ima
     if folder is None:
         raise DataError("which pictures? name a folder with one subfolder a class: --data folder:DIR")
     model, held_out = settings.model, settings.data.validation
-    return load_folder(folder, settings.fitted, model.channels, validation=held_out, seed=seed)
+    return load_folder(folder, settings.preprocessor, model.channels, validation=held_out, seed=seed)
 
 
 class FolderTask(ImageTask):
@@ -53,14 +49,23 @@ class FolderTask(ImageTask):
     starts_from = ViTConfig
 
     def load(self, load_data: Callable[..., object], folder: Path | None, settings: Settings, seed: int) -> object:
-        """``load_data(folder or None, settings, seed)``."""
+        """``load_data(folder or None, settings, seed)``; what the preprocessor makes has to be what the model takes."""
+        assert isinstance(settings, FolderSettings)
+        how, size = settings.preprocessor, settings.model.image_size
+        if how.shape != (size, size):
+            which, cut = ("crop", "") if how.crop else ("resize", f"set preprocessor.crop=[{size},{size}] too, or ")
+            raise ConfigError(
+                f"preprocessor.{which} = {list(how.shape)}: makes other images than the {size} x {size} pixels that "
+                f"the model takes; {cut}set model.image_size={min(how.shape)}, or leave it out"
+            )
         return load_data(folder, settings, seed)
 
-    def adopt(self, start: Pretrained) -> dict[str, Any]:
-        """Shape and preprocessor; the figures of ViT's own where it came without."""
-        found, config = super().adopt(start), start.config
+    def adopt(self, start: Pretrained, asked: Settings | None = None) -> dict[str, Any]:
+        """Shape, and the preprocessor for the image size; the figures of ViT's own where it came without."""
+        found, config = super().adopt(start, asked), start.config
         how = start.assets.preprocessor or Preprocessor.of_vit(config.image_size, config.channels)
-        return found | {"preprocessor": asdict(how)}
+        size = config.image_size if asked is None else asked.model.image_size
+        return found | {"preprocessor": asdict(how.sized(size))}
 
     def fit(self, settings: Settings, data: ImageData) -> Settings:
         """With as many classes as the data have."""
@@ -79,17 +84,17 @@ class FolderTask(ImageTask):
         assert isinstance(settings, FolderSettings)
         found = super().describe(settings, data, dtype=dtype)
         shape: Any = found["preprocessor.json"]
-        return found | {"preprocessor.json": asdict(settings.fitted) | shape}
+        return found | {"preprocessor.json": asdict(settings.preprocessor) | shape}
 
     def preprocessor(self, settings: Settings, shape: Mapping[str, Any]) -> Preprocessor:
         """The settings say it."""
         assert isinstance(settings, FolderSettings)
-        return settings.fitted
+        return settings.preprocessor
 
     def picture(self, settings: Settings, path: Path, *, invert: Literal["auto"] | bool = "auto") -> HostArray:
         """As the training pictures; black and white are exchanged only where that is asked for."""
         assert isinstance(settings, FolderSettings)
-        pixels = settings.fitted.read(path, settings.model.channels)
+        pixels = settings.preprocessor.read(path, settings.model.channels)
         return 255 - pixels if invert is True else pixels
 
 
@@ -98,9 +103,9 @@ class TunedTextTask(TextTask):
 
     starts_from = GPTConfig
 
-    def adopt(self, start: Pretrained) -> dict[str, Any]:
+    def adopt(self, start: Pretrained, asked: TextSettings | None = None) -> dict[str, Any]:
         """Shape and tokenizer."""
-        found, files, where = super().adopt(start), start.assets.files, Path(start.assets.where)
+        found, files, where = super().adopt(start, asked), start.assets.files, Path(start.assets.where)
         if "tokenizer.json" in files or {"vocab.json", "merges.txt"} <= files.keys():
             file = where / "tokenizer.json" if "tokenizer.json" in files else where
             found |= {"data": {"tokenizer": str(file)}}
