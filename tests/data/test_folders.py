@@ -68,7 +68,33 @@ def test_splits_may_be_given(tmp_path: Path) -> None:
         load(tmp_path)
     for split in ("val", "test"):
         (tmp_path / split).rename(tmp_path / f"no {split}")
-    assert [len(s) for s in (data.train, load(tmp_path).train, load(tmp_path).test)] == [6, 5, 0]
+    assert [len(s) for s in (data.train, load(tmp_path).train, load(tmp_path).test)] == [6, 4, 0]
+
+
+def test_a_tenth_of_each_class_is_held_out(tmp_path: Path) -> None:
+    """Of a rare class too: in proportion to all it would have none."""
+    for name, count in (("a", 40), ("b", 2), ("c", 1), ("d", 15)):
+        fill(tmp_path, name, count, 0)
+    data = load(tmp_path)
+    assert np.bincount(data.validation.labels, minlength=4).tolist() == [4, 1, 0, 2]
+    assert np.bincount(data.train.labels, minlength=4).tolist() == [36, 1, 1, 13]
+    assert load(tmp_path).hashes() == data.hashes() != load(tmp_path, seed=1).hashes()
+    for name in ("a", "b", "d"):
+        (tmp_path / name).rename(tmp_path / f".{name}")
+    fill(tmp_path, "e", 1, 0)
+    with pytest.raises(DataError, match=r"no class has two pictures, one to train on and one to choose by; put more"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["\x1b[31m", "two\nlines", "\udcff"])
+def test_a_class_that_cannot_be_printed(folder: Path, name: str) -> None:
+    try:
+        fill(folder, name, 1, 0)
+    except OSError:  # pragma: no cover
+        pytest.skip("this file system has no such names")
+    with pytest.raises(DataError, match=r"the subfolder '.*' has characters that cannot be printed") as error:
+        load(folder)
+    assert str(error.value).isprintable()
 
 
 def test_a_large_data_set_stays_in_its_files(folder: Path) -> None:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from xpformer.data.images import ImageData, ImageSet
 from xpformer.data.preprocess import Preprocessor
-from xpformer.data.splits import stratified
+from xpformer.data.splits import stratified, tenth_of_each
 from xpformer.errors import ConfigError, DataError, suggest
 
 IN_MEMORY = 2**29
@@ -69,7 +69,7 @@ def load_folder(
         folder: with the subfolders.
         how: a picture becomes pixels.
         channels: 1 for gray, 3 for colour.
-        validation: pictures held out, in proportion to the classes; 0 takes a tenth.
+        validation: pictures held out, in proportion to the classes; 0 takes a tenth of each class, at least one.
         seed: of the choice.
         in_memory: bytes of pixels that are kept.
 
@@ -101,13 +101,17 @@ def load_folder(
 
 
 def _folders(folder: Path) -> dict[str, Path]:
-    """The subfolders by name, sorted; hidden ones are none."""
+    """The subfolders by name, sorted; hidden ones are none, and one whose name cannot be printed names no class."""
     try:
-        return {path.name: path for path in sorted(folder.iterdir()) if path.is_dir() and path.name[0] not in "._"}
+        found = {path.name: path for path in sorted(folder.iterdir()) if path.is_dir() and path.name[0] not in "._"}
     except OSError as error:
         raise DataError(
             f"{folder}: cannot be read: {error.strerror}; expected a folder with one subfolder of pictures a class"
         ) from error
+    for name in found:
+        if not name.isprintable():
+            raise DataError(f"{folder}: the subfolder {name!a} has characters that cannot be printed; rename it")
+    return found
 
 
 def _files(folder: Path, known: tuple[str, ...] = ()) -> tuple[tuple[str, ...], list[tuple[Path, int]]]:
@@ -143,11 +147,13 @@ def _pictures(folder: Path) -> list[Path]:
 def _hold_out(
     files: list[tuple[Path, int]], size: int, seed: int, folder: Path
 ) -> tuple[list[tuple[Path, int]], list[tuple[Path, int]]]:
-    """(rest, held out): ``size`` pictures, or a tenth, of all classes in proportion, chosen by ``seed``."""
-    size = size or max(1, round(len(files) / 10))
-    if not 0 < size < len(files):
+    """(rest, held out): ``size`` pictures of all classes in proportion, or a tenth of each, chosen by ``seed``."""
+    labels = np.array([label for _, label in files])
+    if size and not 0 < size < len(files):
         raise ConfigError(
             f"validation = {size} leaves none of the {len(files)} pictures in {folder} to train on; hold out fewer"
         )
-    chosen = {int(i) for i in stratified(np.array([label for _, label in files]), size, seed)}
+    chosen = {*(stratified(labels, size, seed) if size else tenth_of_each(labels, seed)).tolist()}
+    if not chosen:
+        raise DataError(f"{folder}: no class has two pictures, one to train on and one to choose by; put more in")
     return [f for i, f in enumerate(files) if i not in chosen], [f for i, f in enumerate(files) if i in chosen]

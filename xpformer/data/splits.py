@@ -32,14 +32,29 @@ def split_stratified(images: ImageSet, size: int, seed: int) -> tuple[ImageSet, 
 
 def stratified(labels: npt.NDArray[np.int64], size: int, seed: int) -> npt.NDArray[np.int64]:
     """The indices that :func:`split_stratified` chooses among samples of these labels."""
+    order, place, count = _drawn(labels, seed)
+    chosen: npt.NDArray[np.int64] = order[np.argsort((place + 0.5) / count, kind="stable")[:size]]
+    return chosen
+
+
+def tenth_of_each(labels: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.int64]:
+    """The indices of a tenth of every class, rounded; at least one of a class of two or more, none of a class of one.
+
+    Of classes of equal size they are those that :func:`stratified` chooses.
+    """
+    order, place, count = _drawn(labels, seed)
+    return order[place < np.where(count > 1, np.maximum(1, (count + 5) // 10), 0)]
+
+
+def _drawn(labels: npt.NDArray[np.int64], seed: int) -> tuple[npt.NDArray[np.int64], ...]:
+    """A random order of the samples, and for each in it which of its class it is (from 0), and how many these are."""
     order = host_generator(seed, "stratified").permutation(len(labels))
     labels = labels[order]
-    rank = np.empty(len(labels))
+    place, count = np.empty_like(labels), np.empty_like(labels)
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
-        rank[members] = (np.arange(len(members)) + 0.5) / len(members)
-    chosen: npt.NDArray[np.int64] = order[np.argsort(rank, kind="stable")[:size]]
-    return chosen
+        place[members], count[members] = np.arange(len(members)), len(members)
+    return order, place, count
 
 
 def _check_size(images: ImageSet, size: int, name: str) -> None:
