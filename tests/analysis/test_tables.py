@@ -37,6 +37,13 @@ def test_per_class_table() -> None:
     assert lines[6] == ["accuracy", "85.00", "20"]
 
 
+def test_of_many_classes_only_those_that_occur() -> None:
+    confusion = np.zeros((101, 101), np.int64)
+    confusion[3, 3], confusion[3, 50] = 2, 1
+    table = per_class_table(evaluation(confusion.tolist(), tuple(map(str, range(101)))))
+    assert [line.split()[0] for line in printed(table).splitlines()[2:]] == ["3", "50", "mean", "accuracy"]
+
+
 def test_a_hundred_per_cent_is_all() -> None:
     nearly = evaluation([[99_999, 1], [0, 100_000]], ("a", "b"))
     assert "accuracy" in printed(per_class_table(nearly))

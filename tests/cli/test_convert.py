@@ -89,6 +89,9 @@ def test_predict_says_what_transformers_says(vit: Path, shell: Shell) -> None:
     assert (vit.parent / "pictures" / "attention.png").exists(), err
     for arguments, message in (
         (("--first", 3), "is a model without a run, so it has no data; name image files"),
+        (("--first", 3, "--invert", "yes"), "--invert yes is for image files; leave it out"),
+        ((vit.parent / "picture.png", "--split", "test"), "--split is for --index and --first; leave it out"),
+        ((vit.parent / "picture.png", "--data", vit), "--data is for --index and --first; leave it out"),
         ((vit.parent / "picture.png", "--attention"), "name a folder for the picture with --to DIR"),
         ((vit.parent / "picture.png", "--step", 3), "is one model, not a run with checkpoints; leave out --step"),
     ):
@@ -174,7 +177,10 @@ def test_what_convert_refuses(vit: Path, gpt2: Path, shell: Shell) -> None:
     assert "vit_jax has ViTs alone" in shell("convert", gpt2, home / "a.npz", "--to", "vit_jax", code=2)[1]
     assert "exists already, and nothing is written over" in shell("convert", vit, gpt2, code=2)[1]
     assert "does not exist" in shell("convert", home / "nothing", home / "b", code=2)[1]
-    assert "is a model without a run, which predict, generate and convert take" in shell("evaluate", vit, code=2)[1]
+    assert (
+        "is a model without a run, which evaluate, predict, generate and convert take"
+        in shell("resume", vit, code=2)[1]
+    )
     assert "has no tokenizer" in shell("generate", theirs.save(theirs.gpt2(), home / "c"), code=2)[1]
 
 

@@ -50,7 +50,7 @@ def test_pictures(home: Path) -> None:
 def test_what_cannot_be(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("empty/a", "empty/b", "broken/a", "broken/b"):
         (home / name).mkdir(parents=True)
-    for name in ("broken/a/x.png", "broken/b/x.png"):
+    for name in ("broken/a/x.png", "broken/b/x.png", "broken/b/y.png"):
         (home / name).write_bytes(b"\x89PNG\r\n\x1a\n")
     (home / "latin.txt").write_bytes(b"caf\xe9 " * 40)
     monkeypatch.chdir(home)

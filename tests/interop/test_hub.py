@@ -52,7 +52,7 @@ def test_the_cache_is_used_without_a_network(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)
     assert xpformer.load("owner/name").config.vocabulary == 23
-    with pytest.raises(CheckpointError, match="nobody/nothing: is no directory here, and cannot be had from the hub: "):
+    with pytest.raises(CheckpointError, match="nobody/nothing: is no run and no directory here, and cannot be had"):
         xpformer.load("nobody/nothing")
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+_ALL_CLASSES = 100  # of more the table leaves out those that do not occur
 COLUMNS = ("class", "precision", "recall", "f1", "support")
 
 
@@ -48,6 +49,8 @@ def per_class_table(evaluation: Evaluation) -> Table:
     from rich.table import Table
 
     rows = evaluation.per_class()
+    if len(rows) > _ALL_CLASSES:
+        rows = [row for row in rows if row.support or not math.isnan(row.precision)]  # true or predicted
     title = f"{evaluation.split}: {evaluation.count:,} samples, loss {evaluation.loss:.4f}"
     table = Table(title=escape(title), title_justify="left", box=None, pad_edge=False)
     table.add_column("class", overflow="fold", min_width=5)

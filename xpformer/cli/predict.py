@@ -58,7 +58,7 @@ class Picture:
     help="Image N of the split; may be repeated.",
 )
 @click.option("--first", type=click.IntRange(min=1), metavar="N", help="The first N images of the split.")
-@click.option("--split", default="val", show_default=True, help="Where --index and --first look: val, test or train.")
+@click.option("--split", help="Where --index and --first look: val, test or train; default: val.")
 @click.option(
     "--to",
     type=DIRECTORY,
@@ -83,7 +83,7 @@ def predict(
     images: tuple[Path, ...],
     indices: tuple[int, ...],
     first: int | None,
-    split: str,
+    split: str | None,
     to: Path | None,
     invert: str,
     attention: bool,
@@ -117,6 +117,13 @@ def predict(
         raise click.UsageError(
             "name image files, or images of the data set with --index or --first", click.get_current_context()
         )
+    if images and (split or data):
+        unused = "--split" if split else "--data"
+        raise click.UsageError(
+            f"{unused} is for --index and --first; leave it out, or the image files", click.get_current_context()
+        )
+    if not images and invert != "auto":
+        raise click.UsageError(f"--invert {invert} is for image files; leave it out", click.get_current_context())
     trained = open_model(run, step=step, backend=backend, matmul_precision=matmul_precision, say=say)
     if trained.reads_text:
         raise ConfigError(f"{run}: is a language model; let it write: xpformer generate {shlex.quote(str(run))}")
@@ -126,7 +133,7 @@ def predict(
     elif not isinstance(trained, Trained):
         raise ConfigError(f"{run}: is a model without a run, so it has no data; name image files")
     else:
-        pictures = from_data(trained, split, [*range(first or 0), *indices], data)
+        pictures = from_data(trained, split or "val", [*range(first or 0), *indices], data)
     import numpy as np
 
     probabilities = predict_images(trained, np.stack([picture.pixels for picture in pictures]))

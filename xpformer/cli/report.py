@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from xpformer.data.text import TextData
     from xpformer.training.metrics import Evaluation, TextEvaluation
     from xpformer.training.run import Run
-    from xpformer.training.task import Task
     from xpformer.training.trained import Trained
 
 SAMPLES = "samples.txt"
@@ -150,6 +149,6 @@ class TextReport(Report):
 _REPORTS: dict[str, Report] = {"images": ImageReport(), "text": TextReport()}
 
 
-def report(task: Task[Any, Any]) -> Report:
-    """How the results of a task are shown."""
-    return _REPORTS[task.kind]
+def report(kind: str) -> Report:
+    """How the results of a kind of task are shown, ``images`` or ``text``."""
+    return _REPORTS[kind]

@@ -97,6 +97,9 @@ data_option = click.option(
     help="Folder of the data set, or a text; folder:DIR has pictures, a subfolder a class; default: $XPFORMER_DATA, "
     "else the user cache.",
 )
+text_option = click.option(
+    "--text", type=DIRECTORY, metavar="FILE", help="The text of a language model; the same as --data."
+)
 backend_option = click.option(
     "--backend", metavar="NAME", help="Array library and device, such as numpy or torch:cuda:0; see xpformer backends."
 )
@@ -127,6 +130,13 @@ unknown_option = click.option(
     help="Characters of a prompt that the model does not know.",
 )
 run_argument = click.argument("run", type=DIRECTORY, metavar="RUN")
+
+
+def data_or_text(data: Path | None, text: Path | None) -> Path | None:
+    """What ``--data`` or ``--text`` names; raises :class:`click.UsageError` where both are given."""
+    if data is not None and text is not None:
+        raise click.UsageError("--data and --text are the same; give one", click.get_current_context())
+    return data if text is None else text
 
 
 # ---- streams --------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from xpformer.cli.shell import (
     backend_option,
     changes_option,
     data_option,
+    data_or_text,
     dtype_option,
     matmul_option,
     preset_option,
@@ -23,6 +24,7 @@ from xpformer.cli.shell import (
     say,
     sharing_option,
     show,
+    text_option,
     threads_option,
 )
 
@@ -45,7 +47,7 @@ max_steps_option = click.option(
 @matmul_option
 @dtype_option
 @data_option
-@click.option("--text", type=DIRECTORY, metavar="FILE", help="The text of a language model; the same as --data.")
+@text_option
 @click.option(
     "--from",
     "start_from",
@@ -102,14 +104,12 @@ def train(
     """
     from xpformer.training.session import Options, start
 
-    if data is not None and text is not None:
-        raise click.UsageError("--data and --text are the same; give one", click.get_current_context())
     options = Options(
         "numpy" if backend is None else backend,
         dtype,
         seed,
         threads,
-        data if text is None else text,
+        data_or_text(data, text),
         out,
         grow_from,
         "highest" if matmul_precision is None else matmul_precision,
@@ -214,7 +214,7 @@ def _show_best(session: Session) -> None:
     from xpformer.cli.report import report
     from xpformer.training.trained import evaluate_run, load_trained
 
-    run, shown, options = session.run, report(session.recipe.task), session.options
+    run, shown, options = session.run, report(session.recipe.task.kind), session.options
     trained = load_trained(run.path, backend=options.backend, matmul_precision=options.matmul_precision)
     result = evaluate_run(trained, "val", session.data, threads=session.trainer.threads)
     show(*shown.tables(result, f"best weights (step {trained.saved.step:,})"))
@@ -231,7 +231,7 @@ def _what_next(session: Session) -> None:
     log = session.run.log_path
     seen = log.exists() and any(record["event"] == "test" for record in Log.read(log))
     click.echo(f"the run is in {session.run.path}; next:")
-    steps = report(session.recipe.task).next_steps(session.data, test_seen=seen)
+    steps = report(session.recipe.task.kind).next_steps(session.data, test_seen=seen)
     commands = [command.replace("RUN", run) for command, _ in steps]
     width = max(map(len, commands))
     for command, (_, what) in zip(commands, steps, strict=True):

@@ -90,14 +90,56 @@ def load_folder(
         splits["train"], splits["validation"] = _hold_out(train, validation, seed, folder)
     count = sum(len(files) for files in splits.values() if files)
     small = count * channels * how.shape[0] * how.shape[1] <= in_memory
-
-    def image_set(files: list[tuple[Path, int]] | None) -> ImageSet:
-        images = FileImages([file for file, _ in files or ()], how, channels)
-        labels = np.array([label for _, label in files or ()], np.int64)
-        return ImageSet(images[:] if small else cast("npt.NDArray[np.uint8]", images), labels, classes)
-
-    sets = {split: image_set(files) for split, files in splits.items()}
+    sets = {split: _image_set(files or [], how, channels, classes, small) for split, files in splits.items()}
     return ImageData(folder.resolve().name, **sets, mean=how.mean, std=how.std)
+
+
+def load_split(
+    folder: Path,
+    how: Preprocessor,
+    channels: int,
+    classes: tuple[str, ...],
+    split: str | None = None,
+    *,
+    in_memory: int = IN_MEMORY,
+) -> tuple[str, ImageSet]:
+    """A split's name and pictures, to evaluate a model of these classes.
+
+    Where the folder has no ``train`` its subfolders are the classes, and all of it is a test split.
+
+    Args:
+        folder: as that of :func:`load_folder`, but that it may lack classes.
+        how: a picture becomes pixels.
+        channels: 1 for gray, 3 for colour.
+        classes: in the order of the labels.
+        split: ``train``, ``validation`` or ``test``; by default the last of them that is there.
+        in_memory: bytes of pixels that are kept.
+
+    Raises:
+        DataError: as :func:`load_folder`, and if a subfolder is called as no class.
+        ConfigError: if there is no such split.
+    """
+    inside = _folders(folder)
+    names = {"train": ("train",), "validation": _VALIDATION, "test": ("test",)} if "train" in inside else {}
+    there = {name: inside[n] for name, known in names.items() for n in known if n in inside} or {"test": folder}
+    chosen = split or [*there][-1]
+    if chosen not in there:
+        raise ConfigError(f"{folder}: has no {chosen} split; it has {', '.join(there)}")
+    _, files = _files(there[chosen], classes, "the model")
+    labels = {label for _, label in files}
+    for name in {classes[label] for label in labels}:
+        if classes.count(name) > 1:
+            raise DataError(f"{there[chosen] / name}: several classes of the model are called so; leave it out")
+    small = len(files) * channels * how.shape[0] * how.shape[1] <= in_memory
+    return chosen, _image_set(files, how, channels, classes, small)
+
+
+def _image_set(
+    files: Sequence[tuple[Path, int]], how: Preprocessor, channels: int, classes: tuple[str, ...], small: bool
+) -> ImageSet:
+    images = FileImages([file for file, _ in files], how, channels)
+    labels = np.array([label for _, label in files], np.int64)
+    return ImageSet(images[:] if small else cast("npt.NDArray[np.uint8]", images), labels, classes)
 
 
 def _folders(folder: Path) -> dict[str, Path]:
@@ -114,12 +156,14 @@ def _folders(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _files(folder: Path, known: tuple[str, ...] = ()) -> tuple[tuple[str, ...], list[tuple[Path, int]]]:
+def _files(
+    folder: Path, known: tuple[str, ...] = (), whose: str = "the training pictures"
+) -> tuple[tuple[str, ...], list[tuple[Path, int]]]:
     """The classes of a split and its pictures with their labels; with ``known`` classes others are errors."""
     found = _folders(folder)
     classes = known or tuple(found)
     for name in found.keys() - set(classes):
-        raise DataError(f"{folder / name}: is no class of the training pictures; {suggest(name, classes)}")
+        raise DataError(f"{folder / name}: is no class of {whose}; {suggest(name, classes)}")
     if len(classes) < 2:
         what = f"one class alone, {classes[0]}" if classes else "no subfolder"
         raise DataError(f"{folder}: has {what}; expected a subfolder of pictures for each of at least two classes")

@@ -28,10 +28,12 @@ def download(name: str, revision: str | None = None) -> Path:
         from huggingface_hub import snapshot_download
     except ImportError as error:
         raise CheckpointError(
-            f"{name}: is no directory here; to look for it on the hub: pip install 'xpformer[hub]'"
+            f"{name}: is no run and no directory here; to look for it on the hub: pip install 'xpformer[hub]'"
         ) from error
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(_PATTERNS)))
     except Exception as error:  # of the network, of the hub, of the cache: the library's own, OSError, ValueError
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise CheckpointError(f"{name}: is no directory here, and cannot be had from the hub: {reason:.200}") from error
+        raise CheckpointError(
+            f"{name}: is no run and no directory here, and cannot be had from the hub: {reason:.200}"
+        ) from error

@@ -77,8 +77,8 @@ def open_pretrained(source: str | Path, *, revision: str | None = None) -> Pretr
     path = Path(source)
     if path.suffix == ".npz":
         return _read_npz(path)
-    if not path.exists() and hub.is_name(str(source)):
-        path = hub.download(str(source), revision)
+    if not path.exists() and hub.is_name(path.as_posix()):
+        path = hub.download(path.as_posix(), revision)
     if not path.is_dir():
         state = "is a file" if path.exists() else "does not exist"
         raise CheckpointError(f"{path}: {state}; expected a directory with config.json and {WEIGHTS}, or a .npz")

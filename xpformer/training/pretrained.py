@@ -9,15 +9,25 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from xpformer.array import HostArray
 from xpformer.backend import get_backend
+from xpformer.data.batches import ImageBatches, TextBatches
+from xpformer.data.folders import load_split
+from xpformer.data.images import ImageData
 from xpformer.data.preprocess import Preprocessor
+from xpformer.data.text import TextData, read_text
 from xpformer.data.tokenizers import Tokenizer
+from xpformer.data.windows import check_windows
 from xpformer.errors import ConfigError, DataError
 from xpformer.interop.assets import Assets, ends_of_text, tokenizer_files
 from xpformer.interop.families import default_names, family_of
+from xpformer.interop.hub import is_name
 from xpformer.interop.pretrained import Pretrained, open_pretrained
 from xpformer.models.gpt import GPT
 from xpformer.models.model import Model
 from xpformer.models.tuning import merged_state
+from xpformer.training.metrics import Result
+from xpformer.training.objective import Classification, LanguageModelling
+from xpformer.training.parallel import Workers, thread_count
+from xpformer.training.trainer import Batches, evaluate
 
 if TYPE_CHECKING:
     from xpformer.training.trained import Trained
@@ -79,9 +89,10 @@ class Opened:
 
     @property
     def how(self) -> Preprocessor:
-        """What is done to a picture; the figures of ViT's own where the directory does not say."""
+        """What is done to a picture, for the model's size; by the figures of ViT's own where there are none."""
         config = self.model.config
-        return self.assets.preprocessor or Preprocessor.of_vit(config.image_size, config.channels)
+        how = self.assets.preprocessor or Preprocessor.of_vit(config.image_size, config.channels)
+        return how.sized(config.image_size)
 
     @property
     def preprocessor(self) -> dict[str, Any]:
@@ -91,8 +102,56 @@ class Opened:
 
     def picture(self, path: Path, *, invert: Literal["auto"] | bool = "auto") -> HostArray:
         """A picture file as the model takes it; black and white are exchanged only where that is asked for."""
-        pixels = self.how.sized(self.model.config.image_size).read(path, self.model.config.channels)
+        pixels = self.how.read(path, self.model.config.channels)
         return 255 - pixels if invert is True else pixels
+
+    def evaluate(self, data: Path | None, split: str | None = None, *, threads: int | None = None) -> Result:
+        """What the model makes of labelled pictures, or of a whole text; nothing records it.
+
+        Args:
+            data: a folder with one subfolder a class, or with splits of such; a text.
+            split: of the folder; by default the test split, or what there is of them.
+            threads: that share the work.
+
+        Raises:
+            ConfigError: if no data are named, or there is no such split.
+            DataError: if they cannot be read.
+        """
+        if data is None:
+            which = "the text with --text FILE" if self.reads_text else "labelled pictures with --data folder:DIR"
+            raise ConfigError(f"{self.path}: is a model without a run, so it has no data; name {which}")
+        split, batches = self._text(data, split) if self.reads_text else self._pictures(data, split)
+        objective = LanguageModelling() if self.reads_text else Classification()
+        backend = self.model.backend
+        with Workers(backend, thread_count(backend, threads)) as workers, workers.step():
+            return evaluate(self.model, batches, split, workers, objective)
+
+    def _pictures(self, folder: Path, split: str | None) -> tuple[str, Batches]:
+        config, how = self.model.config, self.how
+        chosen, images = load_split(folder, how, config.channels, self.class_names, split)
+        data = ImageData(folder.name, images, images, images, how.mean, how.std)
+        return chosen, ImageBatches(data, seed=0, batch_size=1, dtype=self.model.dtype)
+
+    def _text(self, file: Path, split: str | None) -> tuple[str, Batches]:
+        if split is not None:
+            raise ConfigError(f"{file}: is evaluated whole; leave out --split")
+        tokens, size = self.tokenizer.encode(read_text(file)), self.model.config
+        check_windows(len(tokens), 1, str(file))
+        data = TextData(file.name, tokens, tokens, tokens, size.vocabulary, self.tokenizer)
+        return "test", TextBatches(data, seed=0, batch_size=1, context=min(size.context, len(tokens) - 1))
+
+
+def _is_model(path: Path) -> bool:
+    """Whether it holds one model and no run."""
+    try:
+        return path.suffix == ".npz" or ((path / "config.json").is_file() and not (path / "checkpoints").is_dir())
+    except OSError:  # a name too long, a folder that may not be read: said when it is opened
+        return False
+
+
+def _is_away(path: Path) -> bool:
+    """Whether nothing here has this name, and a model on the hub may."""
+    return is_name(path.as_posix()) and not path.exists()
 
 
 def open_model(
@@ -103,17 +162,16 @@ def open_model(
     matmul_precision: str | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Trained | Opened:
-    """The model of a run, or of a directory that xpformer or Hugging Face wrote; ``say`` gets a line on each oddity.
+    """The model of a run, of a directory or ``.npz``, or on the hub; ``say`` gets a line on each oddity.
 
     Raises:
         ConfigError: if a step is named, and it is no run.
-        CheckpointError: if the files are damaged.
-        RunError: if it is neither.
+        CheckpointError: if the files are damaged, or there are none here and none on the hub.
+        RunError: if it is neither a run nor a model.
     """
     from xpformer.training.trained import load_trained
 
-    single = (path / "config.json").is_file() and not (path / "checkpoints").is_dir()
-    if not single and path.suffix != ".npz":
+    if not (_is_model(path) or (step is None and _is_away(path))):
         return load_trained(path, step=step, backend=backend, matmul_precision=matmul_precision)
     if step is not None:
         raise ConfigError(f"{path}: is one model, not a run with checkpoints; leave out --step")

@@ -201,7 +201,7 @@ def _not_a_run(path: Path) -> str:
     if (path / "config.json").is_file() and (path / "checkpoints").is_dir():
         return f"{path}: is a run that was interrupted while it was made, nothing was trained; start another one"
     if (path / "config.json").is_file() and any(path.glob("model*.safetensors")):
-        return f"{path}: is a model without a run, which predict, generate and convert take; this needs a run"
+        return f"{path}: is a model without a run, which evaluate, predict, generate and convert take; this needs a run"
     return f"{path}: is not a run; {expected}"
 
 
