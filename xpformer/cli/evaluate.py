@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -82,7 +83,7 @@ def evaluate(
     shown = report("text" if trained.reads_text else "images")
     if csv is not None:
         shown.check_csv(csv)
-    loaded = trained.data(data) if isinstance(trained, Trained) else None
+    loaded: Any = trained.data(data) if isinstance(trained, Trained) else None
     if csv is not None:
         check_writable(csv)  # before the split is used
     if isinstance(trained, Trained):

@@ -54,8 +54,8 @@ class Layer:
             if name in cls.__dict__:
                 setattr(cls, name, _scoped(cls.__dict__[name], name))
 
-    def forward(self, x: Any, ctx: Context, **options: Any) -> Any:
-        """``y`` of ``x``; which options there are is the layer's."""
+    def forward(self, x: Any, ctx: Context) -> Any:
+        """``y`` of ``x``."""
         raise NotImplementedError(f"{type(self).__name__} defines no forward(x, ctx)")
 
     def backward(self, dy: Any, ctx: Context) -> Any:
@@ -64,7 +64,8 @@ class Layer:
 
     def __call__(self, x: Array, ctx: Context | None = None, **options: Any) -> Any:
         """Inference: ``forward``, with its options, in a context that keeps nothing."""
-        return self.forward(x, ctx or Context(self.backend), **options)
+        forward: Callable[..., Any] = self.forward
+        return forward(x, ctx or Context(self.backend), **options)
 
     # ---- the tree ---------------------------------------------------------------------------------------------------
 

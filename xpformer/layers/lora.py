@@ -77,7 +77,8 @@ class LoRA(LowRank, Linear):
 
     def __init__(self, layer: Linear, rank: int, alpha: float) -> None:
         self.weight, self.bias, self.add_bias = layer.weight, layer.bias, layer.add_bias
-        super().__init__(*layer.weight.shape, rank, alpha)
+        inputs, outputs = layer.weight.shape
+        super().__init__(inputs, outputs, rank, alpha)
 
     def forward(self, x: Any, ctx: Context) -> Any:
         """(..., inputs) -> (..., outputs)."""

@@ -95,8 +95,8 @@ def _adapt(model: Layer, how: Tuning) -> tuple[str, ...]:
     layers = dict(model.named_layers())
     fused = {f"{path}.qkv": layer.widths for path, layer in layers.items() if isinstance(layer, MultiHeadAttention)}
     affine = {p: a for p, a in layers.items() if isinstance(a, Linear) and not isinstance(a, (LoRA, FusedLoRA))}
-    parts = {f"{path}.{part}": part for path in affine for part in fused.get(path, ())}
-    found = _matching("lora", how.lora, affine | parts)
+    names = {name: path for path in affine for name in (path, *(f"{path}.{part}" for part in fused.get(path, ())))}
+    found = _matching("lora", how.lora, names)
     adapted = []
     for path, layer in affine.items():
         chosen = [part for part in fused.get(path, ()) if f"{path}.{part}" in found]
