@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from xpformer.data import Augmentation
+from xpformer.data.preprocess import Preprocessor
 from xpformer.models.tuning import Tuning
 from xpformer.models.vit import ViTConfig
 from xpformer.training.config import TrainConfig
@@ -13,7 +14,8 @@ from xpformer.training.tasks.finetune import FOLDER, FolderSettings, folder_data
 def recipe() -> Recipe:
     """``full``: all learns, lower blocks slower; ``lora``: low-rank differences and the head; ``head``: that alone."""
     full = FolderSettings(
-        model=ViTConfig.preset("tiny"),  # until the trained one is known
+        model=ViTConfig.preset("tiny"),  # until the trained one is known, as the preprocessor
+        preprocessor=Preprocessor.of_vit(6, 1),
         train=TrainConfig(epochs=10, batch_size=32, lr=5e-4, warmup_steps=10, weight_decay=0.05, clip=1.0),
         augmentation=Augmentation(),  # what a picture may suffer depends on what it shows: --set augmentation.flip=true
         data=DataConfig(validation=0),

@@ -59,8 +59,8 @@ def evaluate(
     Only this command and predict --split test touch the test split, and the run's log records each time: choose
     settings with --split val, and look at the test split once.
 
-    RUN may be a Hugging Face directory: of a ViT with --data folder:DIR, one subfolder a class, called as the model
-    calls it; of a GPT-2 with --text FILE, all of which is read. Nothing is drawn or recorded there.
+    RUN may be a Hugging Face directory, or a name on the hub: of a ViT with --data folder:DIR, one subfolder a class,
+    called as the model calls it; of a GPT-2 with --text FILE, all of which is read. Nothing is drawn or recorded there.
 
     Examples:
       xpformer evaluate runs/vit-digits-1

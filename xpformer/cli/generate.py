@@ -77,7 +77,9 @@ def generate(
     backend: str | None,
     matmul_precision: str | None,
 ) -> None:
-    """Text that a trained language model writes; RUN may be a Hugging Face directory of a GPT-2.
+    """Text that a trained language model writes.
+
+    RUN may be a Hugging Face directory of a GPT-2, or its name on the hub.
 
     It is printed as it is written, behind its prompt. All prompts and samples are one batch; of several, the first is
     shown while it grows and the others after it. Ctrl-C ends with what was written. A prompt may be as long as the

@@ -96,7 +96,7 @@ def predict(
     """What a trained model says about single images.
 
     They are IMAGE files of any kind, or images of the run's data set, by --index or --first. RUN may be a Hugging Face
-    directory of a ViT: then pictures are prepared as it says, and drawn only with --to.
+    directory of a ViT, or its name on the hub: then pictures are prepared as it says, and drawn only with --to.
 
     Prints a table of probabilities and draws predictions.png into RUN/figures (or DIR). With --to DIR, each image of
     the data set also becomes DIR/i_Predict_p_Truth_t.jpg. Whoever looks at images of the test split chooses by them, so
@@ -105,7 +105,7 @@ def predict(
     Examples:
       xpformer predict runs/vit-mnist-1 photo.jpg scan.png
       xpformer predict runs/vit-mnist-1 --first 12 --to pictures
-      xpformer predict vit-base-patch16-224 photo.jpg --json
+      xpformer predict google/vit-base-patch16-224 photo.jpg --json
       xpformer predict runs/vit-mnist-1 --index 7 --index 1014 --json
     """
     from xpformer.errors import ConfigError

@@ -17,6 +17,7 @@ from xpformer.interop.card import model_card
 from xpformer.interop.documents import read_object
 from xpformer.interop.families import VIT, Family, describe, family_of, is_theirs, published, read_config
 from xpformer.interop.layouts import HostArray, Stored, Table, fetch, identity
+from xpformer.interop.preprocessor import FILE as PREPROCESSOR
 from xpformer.interop.tensor_files import INDEX, SHARD_BYTES, WEIGHTS, open_tensors, serialized, shards
 from xpformer.models.model import Model
 from xpformer.models.tuning import merged_state
@@ -84,6 +85,8 @@ def open_pretrained(source: str | Path, *, revision: str | None = None) -> Pretr
         raise CheckpointError(f"{path}: {state}; expected a directory with config.json and {WEIGHTS}, or a .npz")
     if not (path / "config.json").exists():
         raise CheckpointError(f"{path}: has no config.json; expected a directory with it and {WEIGHTS}")
+    if (path / "run.json").exists():
+        raise CheckpointError(f"{path}: is a run, whose best model is {path / 'checkpoints' / 'best'}")
     document = read_object(path / "config.json")
     if timm.is_timm(document):
         return _read_timm(path, document)
@@ -96,6 +99,10 @@ def _read_directory(folder: Path, document: Mapping[str, Any]) -> Pretrained:
     stored = open_tensors(folder)
     channels = config.channels if family.has_classes else None
     assets = read_assets(folder, read.class_names, channels, read.carried)
+    size = (config.image_size, config.image_size) if family is VIT else ()
+    if assets.preprocessor is not None and assets.preprocessor.shape != size:
+        made, taken = ("{} x {}".format(*shape) for shape in (assets.preprocessor.shape, size))
+        notes = [*notes, f"{folder / PREPROCESSOR}: makes images of {made}, the model takes {taken}: so they are made"]
     if not is_theirs(document):
         if any(name.endswith(".lora_a") for name in stored.shapes):
             raise CheckpointError(

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 from xpformer.array import HostArray
 from xpformer.errors import ConfigError, DataError
 from xpformer.layers import Layer
+from xpformer.models.tuning import check_change
 from xpformer.training.checkpoint import Checkpoint
 from xpformer.training.config import TrainConfig
 from xpformer.training.objective import Objective
@@ -139,12 +140,14 @@ class Task(ABC, Generic[S, D]):
             asked: the settings that the user made of them; what follows from a setting is made to fit it.
 
         Raises:
-            ConfigError: if it is a model of another kind.
+            ConfigError: if it is a model of another kind, or the user asked for a shape that its weights cannot have.
         """
         kinds = type(start.config), self.starts_from or type(None)
         if kinds[0] is not kinds[1]:
             found, expected = (kind.__name__.removesuffix("Config") for kind in kinds)
             raise ConfigError(f"--from {start.where}: holds a {found}, expected a {expected}")
+        if asked is not None:
+            check_change(start.config, asked.model)  # before the data are read
         return {"model": asdict(start.config)}
 
     def carry(

@@ -188,6 +188,8 @@ def test_a_run_is_resumed_to_the_same_bits(vit: Path, pictures: Path, tmp_path: 
     assert not differences(outcome(part.run), outcome(whole.run))
     with pytest.raises(CheckpointError, match=r"holds a LoRA that is not merged; name the run itself"):
         load(tmp_path / "whole" / "checkpoints" / "best")
+    with pytest.raises(CheckpointError, match=r"whole: is a run, whose best model is .*whole/checkpoints/best"):
+        load(tmp_path / "whole")
     best = merged_state(load_trained(tmp_path / "whole").model)
     again = tuned("vit-finetune", tmp_path / "whole", pictures, tmp_path / "again").trainer.model.state()
     assert again.keys() == best.keys()
@@ -247,6 +249,7 @@ def test_what_cannot_go_on(vit: Path, gpt: Path, pictures: Path, text: Path, tmp
         ("gpt-finetune", gpt, None, (), DataError, r"which text\?"),
         ("gpt-finetune", gpt, tmp_path / "latin.txt", (), DataError, r"latin\.txt: is not UTF-8: byte 3 is 0xe9"),
         ("vit-finetune", vit, pictures, ("model.dim=15",), ConfigError, r"model\.dim = 15: the weights are for 12"),
+        ("vit-finetune", vit, pictures, ("channels=1",), ConfigError, r"model\.channels = 1: the weights are for 3"),
         ("vit-finetune", vit, pictures, ("classes=3",), ConfigError, r"model\.classes = 3: follows from the data"),
         ("vit-finetune", vit, pictures, ('freeze=["block.*"]',), ConfigError, r"freeze: 'block\.\*' matches no param"),
         ("vit-finetune", vit, pictures, ('lora=["*.qkv"]', "rank=0"), ConfigError, r"rank = 0 is less than 1"),
@@ -278,6 +281,10 @@ def test_a_model_without_a_tokenizer_or_processor(
             (folder / name).unlink(missing_ok=True)
     session = tuned("vit-finetune", bare[0], pictures, tmp_path / "a")
     assert session.settings.preprocessor == Preprocessor((15, 15))
+    (bare[0] / "preprocessor_config.json").write_text(json.dumps(Preprocessor((32,), crop=(30, 30)).to_json()))
+    session = tuned("vit-finetune", bare[0], pictures, tmp_path / "d")
+    assert session.settings.preprocessor == Preprocessor((16,), crop=(15, 15))
+    assert "makes images of 30 x 30, the model takes 15 x 15: so they are made" in session.notes[0]
     with pytest.raises(ConfigError, match=r"came without a tokenizer, .*; name its own: --set data\.tokenizer="):
         tuned("gpt-finetune", bare[1], text, tmp_path / "b")
     session = tuned("gpt-finetune", bare[1], text, tmp_path / "c", f"tokenizer={gpt}")
