@@ -13,7 +13,19 @@ from xpformer.analysis.gradient_check import check_layer, failures
 from xpformer.backend import Backend
 from xpformer.errors import TapeError
 from xpformer.functional import split_heads
-from xpformer.layers import MLP, Block, Context, Dropout, DropPath, Layer, Linear, LoRA, MultiHeadAttention, TiedHead
+from xpformer.layers import (
+    MLP,
+    Block,
+    Context,
+    Dropout,
+    DropPath,
+    FusedLoRA,
+    Layer,
+    Linear,
+    LoRA,
+    MultiHeadAttention,
+    TiedHead,
+)
 from xpformer.models.gpt import GPT, GPTConfig
 from xpformer.parameters import Gradients
 
@@ -86,6 +98,26 @@ class ForgotTheDifference(LoRA):
 def test_low_rank_difference(portable: Backend, lora: type[LoRA]) -> None:
     assert found(normal(lambda: LoRA(Linear(5, 6), 2, 3.0), 3, 4, 5), portable) == ""
     assert "finite difference of x" in found(normal(lambda: lora(Linear(5, 6), 2, 3.0), 3, 4, 5), portable)
+
+
+class AnotherPartsGradient(FusedLoRA):
+    """The query's difference gets the gradient of the value's columns, and the other way round."""
+
+    def backward(self, dy: Any, ctx: Context) -> Any:
+        right, turned = self.columns, dict(zip(self.columns, reversed(self.columns.values()), strict=True))
+        self.columns = turned
+        dx = super().backward(dy, ctx)
+        self.columns = right
+        return dx
+
+
+def test_low_rank_differences_of_parts(portable: Backend) -> None:
+    widths = {"q": 3, "k": 2, "v": 3}
+    assert found(normal(lambda: FusedLoRA(Linear(5, 8), widths, "qv", 2, 3.0), 3, 4, 5), portable) == ""
+    text = found(normal(lambda: AnotherPartsGradient(Linear(5, 8), widths, "qv", 2, 3.0), 3, 4, 5), portable)
+    assert "finite difference of q.lora_a" in text
+    assert "finite difference of v.lora_b" in text
+    assert "finite difference of weight" not in text
 
 
 class ForgotTheEmbedding(GPT):
