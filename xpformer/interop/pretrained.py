@@ -99,7 +99,7 @@ def _read_directory(folder: Path, document: Mapping[str, Any]) -> Pretrained:
     stored = open_tensors(folder)
     channels = config.channels if family.has_classes else None
     assets = read_assets(folder, read.class_names, channels, read.carried)
-    size = (config.image_size, config.image_size) if family is VIT else ()
+    size = (config.image_size, config.image_size) if family.has_classes else ()
     if assets.preprocessor is not None and assets.preprocessor.shape != size:
         made, taken = ("{} x {}".format(*shape) for shape in (assets.preprocessor.shape, size))
         notes = [*notes, f"{folder / PREPROCESSOR}: makes images of {made}, the model takes {taken}: so they are made"]
