@@ -63,6 +63,8 @@ def test_splits_may_be_given(tmp_path: Path) -> None:
     (tmp_path / "val" / "b").rename(tmp_path / "c")  # a split may lack a class
     data = load(tmp_path)
     assert [s.labels.tolist() for s in (data.train, data.validation, data.test)] == [[0, 0, 0, 1, 1, 1], [0, 0], [0, 1]]
+    with pytest.raises(ConfigError, match=r"validation = 2: .* has a split for it, val; leave it out"):
+        load(tmp_path, validation=2)
     (tmp_path / "c").rename(tmp_path / "val" / "c")
     with pytest.raises(DataError, match=r"val/c: is no class of the training pictures; known: a, b"):
         load(tmp_path)

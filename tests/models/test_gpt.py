@@ -354,6 +354,8 @@ def test_a_padded_sequence_gets_the_logits_that_it_gets_alone(backend: Backend, 
         *(model.forward(backend.asarray(following[:, i : i + 1]), Context(backend, cache=cache)) for i in (0, 1)),
     ]
     whole, *steps = (backend.to_numpy(piece) for piece in pieces)
+    called = backend.to_numpy(model(backend.asarray(ids), attention_mask=backend.asarray(mask.astype("int64"))))
+    assert same_bits("0 and 1", called, whole).ok
     cached = np.concatenate(steps, axis=1)
     for row in range(3):
         sequence = np.concatenate([ids[row, row:], following[row, :2]])[None]

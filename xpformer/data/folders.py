@@ -76,11 +76,13 @@ def load_folder(
     Raises:
         DataError: if there is no such folder, a class has no picture, there are fewer than two classes, or a picture
             cannot be read.
-        ConfigError: if nothing is left to train or to choose by.
+        ConfigError: if nothing is left to train or to choose by, or pictures are to be held out beside a split.
     """
     inside = _folders(folder)
     divided = "train" in inside
     held = next((name for name in _VALIDATION if divided and name in inside), None)
+    if held and validation:
+        raise ConfigError(f"validation = {validation}: {folder} has a split for it, {held}; leave it out")
     classes, train = _files(inside["train"] if divided else folder)
     splits = {"train": train, "validation": None, "test": None}
     for split, name in (("validation", held), ("test", "test" if divided and "test" in inside else None)):

@@ -28,7 +28,7 @@ class FolderSettings(Settings):
     """As :class:`Settings`; the model, its classes apart, and the preprocessor are those of the trained model.
 
     The preprocessor's sizes are those for ``model.image_size``, where the user does not say others.
-    ``data.validation`` counts where the folder has no split for it; 0 takes a tenth of each class.
+    ``data.validation`` is for folders that have no split for it; 0 takes a tenth of each class.
     """
 
     preprocessor: Preprocessor = Preprocessor()  # noqa: RUF009  (frozen)
