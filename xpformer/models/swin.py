@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from xpformer import initializers as init
@@ -264,22 +264,25 @@ def _published(dim: int, depth: int, heads: int) -> SwinConfig:
     return SwinConfig(dim=dim, depths=(2, 2, depth, 2), heads=(heads, 2 * heads, 4 * heads, 8 * heads))
 
 
+_MNIST = SwinConfig(
+    image_size=28,
+    channels=1,
+    classes=10,
+    patch_size=2,
+    dim=48,
+    depths=(2, 2),
+    heads=(3, 6),
+    mlp_ratio=2.0,
+    activation="gelu_tanh",
+    init="xavier",
+)
+
 PRESETS: dict[str, SwinConfig] = {
     "tiny": SwinConfig(
         image_size=9, channels=2, classes=3, patch_size=2, dim=8, depths=(2, 2), heads=(2, 4), window=2, mlp_ratio=1.5
     ),
-    "mnist": SwinConfig(
-        image_size=28,
-        channels=1,
-        classes=10,
-        patch_size=2,
-        dim=48,
-        depths=(2, 2),
-        heads=(3, 6),
-        mlp_ratio=2.0,
-        activation="gelu_tanh",
-        init="xavier",
-    ),
+    "mnist": _MNIST,
+    "mnist-stem": replace(_MNIST, embedding="stem", stem_channels=(16, 32), stem_strides=(1, 2, 1)),
     "small-image": SwinConfig(
         image_size=32, classes=10, patch_size=2, dim=64, depths=(2, 4, 2), heads=(2, 4, 8), window=4, drop_path=0.1
     ),

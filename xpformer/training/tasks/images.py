@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from xpformer.array import HostArray
 from xpformer.data.augment import Augmentation
@@ -55,7 +55,8 @@ class SwinSettings(Settings):
 class ImageTask(Task[Settings, ImageData]):
     """Classification: the best weights are those with the highest accuracy, then the lowest loss."""
 
-    kind, settings, data = "images", Settings, ImageData
+    kind, data = "images", ImageData
+    settings: ClassVar[type[Settings]] = Settings
     documents = ("config.json", "preprocessor.json")
     measures = ("loss", "accuracy")
     best = "validation accuracy"
@@ -136,4 +137,4 @@ class ImageTask(Task[Settings, ImageData]):
 class SwinTask(ImageTask):
     """The same for a Swin."""
 
-    settings = SwinSettings
+    settings: ClassVar[type[Settings]] = SwinSettings
