@@ -24,6 +24,7 @@ from xpformer.training.parallel import Workers  # noqa: E402
 KEY = MaskKey(0x9E3779B9, 0x7F4A7C15)
 SHAPES: dict[str, tuple[str, tuple[Any, ...], dict[str, Any]]] = {
     "attention, 49 tokens": ("attention", ((50, 49, 4, 24),) * 3, {}),
+    "attention, windows with bias": ("attention", (*((64, 4, 49, 3, 32),) * 3, (3, 49, 49)), {}),
     "attention, 256 causal": ("attention", ((4, 256, 6, 64),) * 3, {"causal": True}),
     "attention, 256 causal, dropout": (
         "attention",

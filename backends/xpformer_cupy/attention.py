@@ -67,16 +67,16 @@ def forward(
     bits, keep_scale = (0, 0, 0, 0), 1.0 / (1.0 - dropout)
     if dropout and dropout_key is not None:
         keep, dropped = empty(weights, dtype=bool), empty(weights)
-        bits = (first_element(weights, dropout_key.first_sample), *dropout_key[:2], threshold(dropout))
+        bits = (first_element(weights.reshape(scores), dropout_key.first_sample), *dropout_key[:2], threshold(dropout))
     rows, keys = rows_of(weights)
     bias, period = (None, 1) if mask is None else _bias(mask, scores)
     numbers = (period, length, keys, causal, *bits, keep_scale)
     launch("softmax", "attention_weights", weights, rows, row_threads(keys), weights, bias, keep, dropped, *numbers)
     y = empty(q, (*query.shape[:-1], v.shape[3]))
     product(weights if dropped is None else dropped, v, _heads(y))  # (3)
-    probabilities, keep = (None if x is None else x.reshape(scores) for x in (weights, keep))
+    keep = None if keep is None else keep.reshape(scores)
     mask_shape = None if mask is None else tuple(mask.shape)
-    return y, AttentionSaved(query, key, value, probabilities, keep, keep_scale, factor, mask_shape)
+    return y, AttentionSaved(query, key, value, weights.reshape(scores), keep, keep_scale, factor, mask_shape)
 
 
 def backward(
@@ -86,7 +86,7 @@ def backward(
     q, k, v, d = _heads(saved.query), _heads(saved.key), _heads(saved.value), _heads(contiguous(dy))
     probabilities: Any = saved.probabilities
     weights = probabilities.reshape(-1, *probabilities.shape[-3:])
-    keep: Any = None if saved.keep is None else saved.keep.reshape(weights.shape)
+    keep = saved.keep
     rows, keys = rows_of(weights)
     mask_shape = saved.mask_shape if needs(need, "mask") else None
     dq = dk = dv = dmask = None

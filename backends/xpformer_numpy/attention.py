@@ -7,9 +7,14 @@ of queries: of each tile only the keys up to its last query's are multiplied, in
 What is done with the scores between the products is a :class:`Softmax`; that of this module is NumPy's own calls, that
 of :mod:`xpformer_numpy.fast` is compiled.
 
+An additive mask is a few matrices that recur along leading axes: the positions' bias of all windows, or one a window
+of the image.  It is added to a block of scores, and its gradient summed up, while the block is in the cache.
+
 Measured against the portable pair, float32, one thread: 50 sequences of 49 tokens, 4 heads of 24, forward 2.0 and
 backward 1.3 times as fast; 4 sequences of 256 tokens, 6 heads of 64, causal, 1.7 and 1.4 times, with dropout 3.1 and
-1.8 times.  Most of what is left is BLAS.
+1.8 times.  64 images of 4 windows of 49 tokens, 3 heads of 32, with a bias of (3, 49, 49), 1.9 and 1.3 times, with one
+of (4, 3, 49, 49) that hides keys by -100, 7.7 and 11 times: their portable weights are numbers that are not normal.
+Most of what is left is BLAS.
 """
 
 from __future__ import annotations
@@ -211,7 +216,7 @@ def backward(
         return dq, dk, dv, None
     ones, whole = recurring(mask_shape, scores, 3)
     dbias = sum_of_blocks(work, count, width, lambda: np.zeros((size(whole[:-2]), length, keys), dy.dtype))
-    return dq, dk, dv, sum_to(dbias.reshape(whole), ones).reshape(mask_shape)
+    return dq, dk, dv, np.reshape(sum_to(dbias.reshape(whole), ones), mask_shape)
 
 
 def _bias(mask: Any, scores: tuple[int, ...]) -> Bias:
