@@ -216,7 +216,8 @@ def backward(
         return dq, dk, dv, None
     ones, whole = recurring(mask_shape, scores, 3)
     dbias = sum_of_blocks(work, count, width, lambda: np.zeros((size(whole[:-2]), length, keys), dy.dtype))
-    return dq, dk, dv, np.reshape(sum_to(dbias.reshape(whole), ones), mask_shape)
+    dmask: Any = sum_to(dbias.reshape(whole), ones)  # (9)
+    return dq, dk, dv, dmask.reshape(mask_shape)
 
 
 def _bias(mask: Any, scores: tuple[int, ...]) -> Bias:
