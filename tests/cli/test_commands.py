@@ -327,7 +327,7 @@ def test_damaged_and_newer_checkpoints_are_one_line(home: Path, call: Call) -> N
     (step / "model.safetensors").write_bytes(weights)
     assert "model.safetensors: is damaged" in call("evaluate", "damaged", "--step", "6")
     manifest = step / "MANIFEST.json"
-    manifest.write_text(manifest.read_text().replace('"version": 1', '"version": 2'))
+    manifest.write_text(manifest.read_text().replace('"version": 1', '"version": 3'))
     assert "written by a newer xpformer" in call("evaluate", "damaged", "--step", "6")
     (run / "run.json").write_text((run / "run.json").read_text().replace('"version": 1', '"version": 9'))
     assert "written by a newer xpformer" in call("resume", "damaged")

@@ -184,6 +184,30 @@ def test_what_convert_refuses(vit: Path, gpt2: Path, shell: Shell) -> None:
     assert "has no tokenizer" in shell("generate", theirs.save(theirs.gpt2(), home / "c"), code=2)[1]
 
 
+def test_what_is_left_behind_is_said(vit: Path, gpt2: Path, shell: Shell) -> None:
+    home = vit.parent
+    for folder in (vit, gpt2):
+        for name in ("LICENSE", "README.md", "training_args.bin"):
+            (folder / name).write_text(name)
+    (gpt2 / "chat_template.jinja").write_text("{{ messages }}")
+    left = "README.md (a new card is written), training_args.bin"
+    for to in ("hf", "xpformer"):
+        _, err = shell("convert", gpt2, home / to, "--to", to)
+        assert err == f"note: {gpt2}: left behind: {left}\n"
+        for name in ("LICENSE", "chat_template.jinja", "generation_config.json"):
+            assert (home / to / name).read_bytes() == (gpt2 / name).read_bytes()
+    _, err = shell("convert", vit, home / "b.npz", "--to", "vit_jax")
+    assert "b.npz: holds weights alone; left behind: LICENSE, preprocessor_config.json, " in err
+    assert f"{vit}: left behind: README.md, training_args.bin" in err
+    assert "b.npz: is the name of a file of vit_jax, and a dir" in shell("convert", vit, home / "c/b.npz", code=2)[1]
+    assert not (home / "c").exists()
+    for place in ("convert", vit / "pytorch_model.bin", home / "d"), ("convert", vit, home / "d"):
+        if place[1] == vit:
+            (vit / "model.safetensors").unlink()
+        (vit / "pytorch_model.bin").touch()
+        assert "for a pickle can run code; convert it where torch is: python -c " in shell(*place, code=2)[1]
+
+
 def test_in_a_process_of_its_own_without_torch(vit: Path) -> None:
     program = "import sys; sys.modules['torch'] = sys.modules['transformers'] = sys.modules['ml_dtypes'] = None"
     (vit.parent / "sitecustomize.py").write_text(program)

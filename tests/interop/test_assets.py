@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def test_a_file_that_is_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     save(bpe(), tmp_path / "a")
     monkeypatch.setattr(documents, "LIMIT", 100)
     with pytest.raises(CheckpointError, match="has more than 100 bytes, which no file of this kind has"):
-        read_assets(tmp_path / "a", (), None, {})
+        read_assets(tmp_path / "a")
 
 
 def test_the_card_says_what_there_is(tmp_path: Path) -> None:
@@ -128,6 +129,42 @@ def test_steps_that_are_left_out_become_part_of_the_figures() -> None:
     short = read_preprocessor("p.json", {"size": {"shortest_edge": 8}, "do_center_crop": True, "crop_size": 6}, 3)
     assert (short.resize, short.crop) == ((8,), (6, 6))
     assert read_preprocessor("p.json", short.to_json(), 3) == short
+
+
+def test_keys_of_a_preprocessor_that_nobody_knows_are_said(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    ViT(ViTConfig.preset("tiny")).to("numpy").save_pretrained(folder)
+    known = {"processor_class": "X", "do_convert_rgb": True, "do_pad": False, "do_flip": None}
+    (folder / "preprocessor_config.json").write_text(json.dumps({"size": 6, **known}))
+    with warnings.catch_warnings(action="error"):
+        xpformer.load(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps({"size": 6, "do_pad": True, "gamma": 2.2}))
+    with pytest.warns(UserWarning, match=r"preprocessor_config\.json: not known, and so not used: do_pad, gamma$"):
+        xpformer.load(folder)
+
+
+def test_files_beside_the_weights(tmp_path: Path) -> None:
+    """Some are written again as they are, others are left; nothing outside is read, nothing hidden counts."""
+    ours = save(bpe(), tmp_path / "a")
+    kept = {
+        "LICENSE": b"MIT",
+        "NOTICE.txt": b"\xff",
+        "chat_template.jinja": b"{{ x }}",
+        "generation_config.json": b"{}",
+    }
+    for name, data in (
+        kept | {"training_args.bin": b"", ".gitattributes": b"", "LICENSE (1)": b"", "x.md": b""}
+    ).items():
+        (tmp_path / "a" / name).write_bytes(data)
+    (tmp_path / "a/LICENSES").mkdir()
+    found = xpformer.load(tmp_path / "a")
+    assert {**ours.assets.files, **kept} == found.assets.files
+    assert found.assets.left == ("LICENSE (1)", "LICENSES", "README.md", "training_args.bin", "x.md")
+    found.save_pretrained(tmp_path / "b")
+    assert {name: (tmp_path / "b" / name).read_bytes() for name in kept} == kept
+    assert "- `LICENSE`" in (tmp_path / "b/README.md").read_text()
+    with pytest.raises(CheckpointError, match="a/nothing: cannot be read: No such file"):
+        read_assets(tmp_path / "a/nothing")
 
 
 def test_null_in_a_preprocessor_says_that_a_step_has_no_figure() -> None:

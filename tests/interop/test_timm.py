@@ -75,6 +75,13 @@ def test_published_widths_need_no_number_of_heads(tmp_path: Path) -> None:
     assert (ours.assets.class_names, ours.assets.preprocessor) == ((), None)
 
 
+@pytest.mark.parametrize("names", [[*"abcdef", "\x1b[31m"], [*"abc"], "abcdefg"])
+def test_names_that_cannot_be_used_are_said(names: object, tmp_path: Path) -> None:
+    folder = put(tmp_path / "a", as_timm(theirs.vit()), DOCUMENT | {"label_names": names})
+    with pytest.warns(UserWarning, match=r"config\.json: label_names is .*, expected 7 printable texts, and so is not"):
+        assert xpformer.load(folder).assets.class_names == ()
+
+
 @pytest.mark.parametrize(
     ("change", "drop", "match"),
     [
@@ -83,7 +90,11 @@ def test_published_widths_need_no_number_of_heads(tmp_path: Path) -> None:
         ({"global_pool": "avg"}, "", "global_pool is 'avg', expected 'token'"),
         ({"model_args": []}, "", "nothing says how many heads there are"),
         ({"model_args": [1]}, "", r"model_args is \[1\], expected an object"),
-        ({"model_args": {"num_heads": 5}}, "", "heads = 5 does not divide dim = 12"),
+        (
+            {"model_args": {"num_heads": 5}},
+            "",
+            "num_heads = 5 does not divide the width of patch_embed.proj.weight = 12",
+        ),
         ({"model_args": {"num_heads": 3, "act_layer": "quick_gelu"}}, "", "act_layer is 'quick_gelu', expected 'gelu'"),
         ({"model_args": {"num_heads": 3, "global_pool": "avg"}}, "", "global_pool is 'avg', expected 'token'"),
         ({"model_args": {"num_heads": 3, "reg_tokens": 4}}, "", "reg_tokens is 4, expected a model without it"),

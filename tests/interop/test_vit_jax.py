@@ -16,7 +16,9 @@ pytest.importorskip("transformers")
 import xpformer
 from tests.interop import theirs
 from xpformer.analysis.measure import HUGGING_FACE, equal
+from xpformer.data.preprocess import Preprocessor
 from xpformer.errors import CheckpointError, ConfigError
+from xpformer.interop.assets import Assets
 from xpformer.interop.vit_jax import NpzFile, write_npz
 from xpformer.models.vit import ViT, ViTConfig
 
@@ -128,9 +130,28 @@ def test_what_vit_jax_lacks(tmp_path: Path) -> None:
         write_npz(tmp_path / "a", model.config, model.state())
     with pytest.raises(CheckpointError, match="cannot be written: Not a directory"):
         write_npz(tmp_path / "a.npz" / "b.npz", model.config, model.state())
+    (tmp_path / "link.npz").symlink_to("nowhere")
+    with pytest.raises(CheckpointError, match=r"link\.npz: exists already, and nothing is written over"):
+        write_npz(tmp_path / "link.npz", model.config, model.state())
     other = ViTConfig.preset("tiny", qkv_bias=False, pool="mean", head_hidden=3, head_activation="relu")
     with pytest.raises(ConfigError, match="vit_jax has no pool = 'mean', no head_activation = 'relu', no qkv_bias"):
         write_npz(tmp_path / "c.npz", other, ViT(other).to("numpy").state())
+
+
+def test_what_a_file_of_weights_cannot_hold_is_said(tmp_path: Path) -> None:
+    how = {"embedding": "conv", "activation": "gelu_tanh", "dropout": 0.1, "drop_path": 0.2, "image_size": 7}
+    model = ViT(ViTConfig.preset("tiny", **how)).to("numpy")
+    assets = Assets(
+        ("a", "b", "c"), Preprocessor.of_vit(7, 1), {"LICENSE": b"MIT"}, {"pad_token_id": 3, "encoder_stride": 16}
+    )
+    (note,) = write_npz(tmp_path / "a.npz", model.config, model.state(), assets)
+    assert note == (
+        f"{tmp_path / 'a.npz'}: holds weights alone; left behind: the names of the classes, LICENSE, "
+        "preprocessor_config.json, image_size = 7, dropout = 0.1, drop_path = 0.2, "
+        "pad_token_id, encoder_stride of config.json"
+    )
+    again = ViT.from_pretrained(tmp_path / "a.npz").config
+    assert (again.image_size, again.dropout, again.drop_path) == (6, 0.0, 0.0)
 
 
 def test_a_missing_classifier_and_bfloat16(tmp_path: Path) -> None:
@@ -158,14 +179,17 @@ DENSE = "Transformer/encoderblock_1/MlpBlock_3/Dense_0/kernel"
         ({"MAPHead_0/probe": np.zeros(3)}, r"1 unknown \(MAPHead_0/probe\)"),
         ({"cls": np.zeros((1, 1, 12), np.int64)}, "cls has dtype int64, expected a floating-point one"),
         ({"cls": np.array([[[{}] * 12]], object)}, r"cls\.npy holds objects, which can run code"),
-        ({"pos_embedding": np.zeros((1, 10, 12))}, "holds Transformer/posembed_input/pos_embedding twice"),
+        (
+            {"pos_embedding": np.zeros((1, 10, 12))},
+            "posembed_input/pos_embedding and pos_embedding are the same array by two names",
+        ),
         (
             {f"Transformer/encoderblock_{i}/x": np.zeros(1) for i in range(1100)},
             "has 1,100 blocks, expected at most 1,000",
         ),
         (
             {"Transformer/encoderblock_0/MultiHeadDotProductAttention_1/query/kernel": np.zeros((12, 5, 2))},
-            "heads = 5 does not divide dim = 12",
+            r"query/kernel has shape \(12, 5, 2\), expected \(12, heads, 12 / heads\)",
         ),
     ],
 )

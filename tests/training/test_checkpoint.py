@@ -139,6 +139,16 @@ def test_mode_follows_the_umask(tmp_path: Path, umask: int, mode: int) -> None:
 
 
 @posix
+def test_files_come_back_as_they_were(tmp_path: Path) -> None:
+    files = {"merges.txt": b"a b\xff\n", "tokenizer.json": b'{"a":1}', "LICENSE": b"MIT"}
+    path = checkpoint.save(tmp_path, 1, tensors={}, documents={**files, "state.json": {"x": 2}})
+    assert {name: (path / name).read_bytes() for name in files} == files
+    assert checkpoint.load(path).documents == {**files, "tokenizer.json": {"a": 1}, "state.json": {"x": 2}}
+    assert json.loads((path / "MANIFEST.json").read_bytes())["version"] == 2
+    sign(path, lambda manifest: manifest.update(version=1))
+    refused(path, "is damaged: expected a step, and each file's plain name", exact=path / "MANIFEST.json")
+
+
 def test_a_directory_behind_a_link(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "link").symlink_to("disk")
@@ -180,6 +190,9 @@ def test_values_that_are_not_finite(tmp_path: Path, bad: float, dtype: str) -> N
         ({}, {"a/b.json": {}}, "is no name in a checkpoint"),
         ({}, {"model.safetensors": {}}, "is no name in a checkpoint"),
         ({}, {"notes.txt": {}}, "is no name in a checkpoint"),
+        ({}, {"weights.safetensors": b""}, "is no name in a checkpoint"),
+        ({}, {"../notes.txt": b""}, "is no name in a checkpoint"),
+        ({}, {"tokenizer.json": b'{"a": NaN}'}, r"tokenizer\.json: cannot be stored as JSON: NaN is not JSON"),
         ({}, {"state.json": {"loss": float("nan")}}, r"state\.json: cannot be stored as JSON: Out of range"),
         ({}, {"state.json": {"x": np.ones(1)}}, r"state\.json: cannot be stored as JSON: Object of type ndarray"),
     ],
@@ -434,8 +447,8 @@ def test_a_manifest_that_is_none(saved: Path, data: bytes) -> None:
 
 def test_a_newer_format_is_refused(saved: Path) -> None:
     """P13."""
-    sign(saved, lambda manifest: manifest.update(version=2))
-    refused(saved, r"written by a newer xpformer \(format 2, this reads 1\); upgrade: pip install -U xpformer$")
+    sign(saved, lambda manifest: manifest.update(version=3))
+    refused(saved, r"written by a newer xpformer \(format 3, this reads 2\); upgrade: pip install -U xpformer$")
 
 
 # The newest, the best, and what is swept

@@ -34,6 +34,7 @@ def convert(source: Path, target: Path, to: str) -> None:
       xpformer convert B_16.npz vit-base --to hf
       xpformer convert vit-base B_16.npz --to vit_jax
     """
+    from xpformer.interop.documents import listed
     from xpformer.interop.pretrained import write
     from xpformer.interop.vit_jax import write_npz
     from xpformer.models.vit import ViT
@@ -42,12 +43,16 @@ def convert(source: Path, target: Path, to: str) -> None:
     found = open_start(source)
     model = found.build("numpy")
     notes = list(found.notes)
+    left = [f"{name} (a new card is written)" if name == "README.md" else name for name in found.assets.left]
     if to != "vit_jax":
         notes += write(target, model.config, model.state(), found.assets, own=to == "xpformer")
     elif isinstance(model, ViT):
-        notes += write_npz(target, model.config, model.state())
+        notes += write_npz(target, model.config, model.state(), found.assets)
+        left = list(found.assets.left)
     else:
         raise click.UsageError(f"{source}: holds a {type(model).__name__}; vit_jax has ViTs alone")
+    if left:
+        notes.append(f"{source}: left behind: {listed(left, most=20)}")
     for note in notes:
         say(f"note: {note}")
     click.echo(f"{target}: a {type(model).__name__} of {model.count_parameters():,} parameters")

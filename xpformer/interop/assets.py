@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from xpformer.data.preprocess import Preprocessor
 from xpformer.data.tokenizers import BytePairs, Tokenizer
-from xpformer.errors import DataError
-from xpformer.interop.documents import read_bytes, read_object
-from xpformer.interop.preprocessor import FILE, read_preprocessor
+from xpformer.errors import CheckpointError, DataError
+from xpformer.interop.documents import PLAIN_NAME, read_bytes
+from xpformer.interop.preprocessor import FILE
 from xpformer.training import strict_json
 
 TOKENIZER_FILES = (
     *("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"),
-    *("added_tokens.json", "generation_config.json"),
+    "added_tokens.json",
 )
+KEPT = (
+    *TOKENIZER_FILES,
+    *("generation_config.json", "chat_template.jinja", "chat_template.json"),
+    *("LICENSE*", "LICENCE*", "license*", "NOTICE*"),
+)
+"""The files that are written again as they are; the last four are patterns."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,9 +35,11 @@ class Assets:
     class_names: tuple[str, ...] = ()
     preprocessor: Preprocessor | None = None
     files: Mapping[str, bytes] = field(default_factory=dict)
-    """The tokenizer's, by name."""
+    """The tokenizer's and others that are written again as they are, by name."""
     carried: Mapping[str, Any] = field(default_factory=dict)
     """Keys of ``config.json`` that change nothing of what the model computes, such as the token that ends a text."""
+    left: tuple[str, ...] = ()
+    """What else is in the directory, and is not written again."""
     where: str = "the tokenizer"
     """What errors call the place."""
 
@@ -51,19 +60,37 @@ class Assets:
             raise DataError(f"{self.where}: the tokenizer cannot be used: {error}") from error
         return None
 
+    def encodes_as(self, tokenizer: Tokenizer) -> bool:
+        """Whether the files are those of this tokenizer."""
+        try:
+            return self.tokenizer is not None and self.tokenizer.to_json() == tokenizer.to_json()
+        except DataError:  # none that is supported
+            return False
+
     def texts(self) -> dict[str, bytes]:
         """The files, by name."""
         how = {FILE: strict_json.dumps(self.preprocessor.to_json())} if self.preprocessor else {}
         return {**self.files, **how}
 
 
-def read_assets(folder: Path, class_names: tuple[str, ...], channels: int | None, carried: Mapping[str, Any]) -> Assets:
-    """Those of a directory; ``channels`` are those of a model of images."""
-    found = {name: read_bytes(folder / name) for name in TOKENIZER_FILES if (folder / name).is_file()}
-    how = None
-    if channels is not None and (folder / FILE).is_file():
-        how = read_preprocessor(str(folder / FILE), read_object(folder / FILE), channels)
-    return Assets(class_names, how, found, carried, str(folder))
+def read_assets(folder: Path, *, used: Collection[str] = (), **others: Any) -> Assets:
+    """The files of a directory, and ``others``, fields of :class:`Assets`; files that are ``used`` are not left.
+
+    Raises:
+        CheckpointError: if the directory cannot be read, or a file is too long.
+    """
+    try:
+        names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be read: {error.strerror}") from error
+    files = {name: read_bytes(folder / name) for name in names if _is_kept(name) and (folder / name).is_file()}
+    left = tuple(name for name in names if name not in {*files, *used})
+    return Assets(files=files, left=left, where=str(folder), **others)
+
+
+def _is_kept(name: str) -> bool:
+    plain = PLAIN_NAME.fullmatch(name) and not name.endswith(".safetensors")
+    return bool(plain) and any(fnmatchcase(name, pattern) for pattern in KEPT)
 
 
 def tokenizer_files(tokenizer: Tokenizer, context: int) -> dict[str, bytes]:
@@ -85,8 +112,8 @@ def tokenizer_config(tokenizer: Tokenizer, context: int) -> dict[str, object]:
     return {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": context, **ends}
 
 
-def ends_of_text(tokenizer: Tokenizer | None) -> dict[str, int | None]:
-    """The keys of ``config.json`` that say which token ends a text; null where there is none."""
-    special = tokenizer.special[:1] if isinstance(tokenizer, BytePairs) else ()
-    end = tokenizer.vocabulary.index(special[0]) if isinstance(tokenizer, BytePairs) and special else None
-    return {"bos_token_id": end, "eos_token_id": end}
+def ends_of_text(tokenizer: Tokenizer | None) -> dict[str, int]:
+    """The keys of ``config.json`` that say which token ends a text, of a tokenizer that has one."""
+    if not isinstance(tokenizer, BytePairs) or not tokenizer.special:
+        return {}
+    return dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.vocabulary.index(tokenizer.special[0]))

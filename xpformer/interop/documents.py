@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -18,6 +19,8 @@ LIMIT = 64 << 20  # bytes; the largest such file of a published model is a token
 MOST_BLOCKS = 1000
 LARGEST = 10**9
 """A number of a configuration; the largest is the base of rotary positions."""
+PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+"""Of a file, without a path."""
 C = TypeVar("C")
 
 
@@ -59,14 +62,20 @@ class Read(NamedTuple):
     config: Any
     class_names: tuple[str, ...]
     carried: dict[str, Any]
-    """Keys that change nothing of what the model computes, to be written again."""
+    """Keys that change nothing of what the model computes, to be written again; those that nobody knows too."""
     unknown: tuple[str, ...]
-    """Keys that nobody knows."""
+    """The latter."""
 
 
 def are_names(values: object) -> bool:
     """Whether it is a list of texts that can stand in a line; one that cannot could do anything to a terminal."""
     return isinstance(values, list) and all(isinstance(value, str) and value.isprintable() for value in values)
+
+
+def listed(names: Iterable[str], most: int = 5) -> str:
+    """The first names as they can stand in a line."""
+    found = [name if name.isprintable() else ascii(name) for name in names]
+    return ", ".join(f"{name:.80}" for name in found[:most]) + (f", ... ({len(found)})" if len(found) > most else "")
 
 
 def is_number(value: Any) -> bool:
@@ -89,6 +98,10 @@ class Keys:
         """Whatever stands there."""
         self._untaken.pop(key, None)
         return self.document.get(key, default)
+
+    def rest(self) -> dict[str, Any]:
+        """What nobody took."""
+        return {key: self.document[key] for key in self._untaken}
 
     def passed_over(self, *keys: str) -> dict[str, Any]:
         """Those of the ``keys`` that stand there, and change nothing here."""
@@ -142,8 +155,11 @@ class Keys:
             raise self.wrong(key, f"{value!r}, the only value that is supported")
 
 
-def converted(where: str, kind: type[C], values: Mapping[str, Any]) -> C:
-    """A frozen dataclass of these values, types and ranges checked; raises :class:`ConfigError` with the place."""
+def converted(where: str, kind: type[C], values: Mapping[str, Any], called: Mapping[str, str] | None = None) -> C:
+    """A frozen dataclass of these values, types and ranges checked; raises :class:`ConfigError` with the place.
+
+    ``called`` has the keys by which the file calls them, where it has others.
+    """
     known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     for key in values:
         if key not in known:
@@ -156,7 +172,9 @@ def converted(where: str, kind: type[C], values: Mapping[str, Any]) -> C:
     try:
         return msgspec.convert(dict(values), kind)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{where}: {str(error).replace('`', '').replace(' - at $.', ': ')}") from error
+        text, names = str(error).replace("`", "").replace(" - at $.", ": "), called or {}
+        theirs = re.sub(r"\b(\w+)(?= = )", lambda found: names.get(found[1], found[1]), text)
+        raise ConfigError(f"{where}: {theirs}") from error
 
 
 def changed(config: C, base: C) -> dict[str, Any]:

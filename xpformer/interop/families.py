@@ -2,7 +2,8 @@
 
 A configuration that Hugging Face's class can express is written as that class reads it.  Options of ours that it does
 not know and that change nothing of what the model computes stand in the key ``xpformer`` beside.  Any other
-configuration is written with a ``model_type`` of our own.
+configuration is written with a ``model_type`` of our own; keys of theirs that change nothing here, such as the token
+that ends a text, then stand in the key ``transformers``.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any, Protocol
 
 from xpformer.errors import ConfigError, suggest
 from xpformer.interop import hf_gpt, hf_swin, hf_vit
-from xpformer.interop.documents import Read, are_names, changed, converted
+from xpformer.interop.documents import Read, are_names, changed, converted, listed
 from xpformer.interop.layouts import HostArray, InMemory, Stored, Table, fetch, store
 from xpformer.models.gpt import GPT, GPTConfig
 from xpformer.models.model import Model
@@ -26,7 +27,11 @@ class Theirs(Protocol):
 
     MODEL_TYPE: str
     ARCHITECTURE: str
+    BODY: str
+    """The same without a head."""
     FRESH: tuple[str, ...]
+    LEFT: tuple[str, ...]
+    """How the names of tensors begin that are learned and need no place."""
 
     def lacks(self, config: Any, /) -> list[str]:
         """The options that the class cannot have."""
@@ -67,6 +72,8 @@ VIT = Family(ViT, ViTConfig, "xpformer-vit", hf_vit)
 SWIN = Family(Swin, SwinConfig, "xpformer-swin", hf_swin)
 GPT2 = Family(GPT, GPTConfig, "xpformer-gpt", hf_gpt, has_classes=False)
 FAMILIES = (VIT, SWIN, GPT2)
+_CARRIED = "transformers"
+"""The key, in our own configurations, of what only transformers reads."""
 
 
 def family_of(config: Any) -> Family:
@@ -104,17 +111,19 @@ def describe(
     family = family_of(config)
     if is_own(config) if own is None else own:
         names = {"class_names": list(class_names)} if class_names else {}
-        return {"model_type": family.own_type, "xpformer_version": xpformer.__version__, **asdict(config), **names}
+        others = {_CARRIED: dict(carried)} if carried else {}
+        version = {"xpformer_version": xpformer.__version__}
+        return {"model_type": family.own_type, **version, **asdict(config), **names, **others}
     document = {
         "model_type": family.theirs.MODEL_TYPE,
         "architectures": [family.theirs.ARCHITECTURE],
-        **({} if family.has_classes else dict.fromkeys(("bos_token_id", "eos_token_id"))),
-        **(carried or {}),
         **family.theirs.keys(config),
         **(hf_vit.labels(class_names or default_names(config)) if family.has_classes else {}),
         "dtype": dtype,
         "torch_dtype": dtype,  # the same, for transformers 4
     }
+    others = ({} if family.has_classes else dict.fromkeys(("bos_token_id", "eos_token_id"))) | dict(carried or {})
+    document |= {key: value for key, value in others.items() if key not in document}
     read = family.theirs.read_config("config.json", document)
     return document | {"xpformer": {"version": xpformer.__version__, **changed(config, read.config)}}
 
@@ -143,13 +152,16 @@ def read_config(where: str, document: Mapping[str, Any]) -> tuple[Family, Read, 
             f"{where}: model_type is {model_type!r:.60}, an unknown architecture; {suggest(str(model_type), known)}"
         )
     if not is_theirs(document):
-        fields = {k: v for k, v in document.items() if k not in ("model_type", "xpformer_version", "class_names")}
-        names = document.get("class_names", [])
+        others = ("model_type", "xpformer_version", "class_names", _CARRIED)
+        fields = {k: v for k, v in document.items() if k not in others}
+        names, carried = document.get("class_names", []), document.get(_CARRIED, {})
         if not are_names(names):
             raise ConfigError(f"{where}: class_names is {names!r:.60}, expected a list of printable texts")
-        return family, Read(converted(where, family.config, fields), tuple(names), {}, ()), []
+        if not isinstance(carried, dict):
+            raise ConfigError(f"{where}: {_CARRIED} is {carried!r:.60}, expected an object of keys")
+        return family, Read(converted(where, family.config, fields), tuple(names), carried, ()), []
     read = family.theirs.read_config(where, document)
-    notes = [f"{where}: not known, and so not used: {', '.join(read.unknown)}"] if read.unknown else []
+    notes = [f"{where}: not known, and so not used: {listed(read.unknown)}"] if read.unknown else []
     ours = document.get("xpformer", {})
     if not isinstance(ours, Mapping):
         raise ConfigError(f"{where}: xpformer is {ours!r:.60}, expected an object of options")

@@ -18,14 +18,33 @@ from xpformer.interop.layouts import TRANSPOSED, Entry, Stored, Table, affine, o
 from xpformer.models.gpt import GPTConfig
 
 MODEL_TYPE = "gpt2"
-ARCHITECTURE = "GPT2LMHeadModel"
+ARCHITECTURE, BODY = "GPT2LMHeadModel", "GPT2Model"
 FRESH: tuple[str, ...] = ()
+LEFT: tuple[str, ...] = ()
 _HEAD, _TABLE = "lm_head.weight", "transformer.wte.weight"
 _CARRIED = (
     *CARRIED,
-    *("n_ctx", "id2label", "num_labels", "summary_type", "summary_use_proj", "summary_activation"),
-    *("summary_proj_to_labels", "summary_first_dropout", "reorder_and_upcast_attn", "decoder_start_token_id"),
+    *("n_ctx", "id2label", "label2id", "num_labels", "summary_type", "summary_use_proj"),
+    *(
+        "summary_activation",
+        "summary_proj_to_labels",
+        "summary_first_dropout",
+        "reorder_and_upcast_attn",
+        "decoder_start_token_id",
+    ),
 )  # of heads for other tasks, of half precision
+
+_KEYS = {
+    "vocabulary": "vocab_size",
+    "context": "n_positions",
+    "dim": "n_embd",
+    "depth": "n_layer",
+    "heads": "n_head",
+    "dropout": "resid_pdrop",
+    "embedding_dropout": "embd_pdrop",
+    "attention_dropout": "attn_pdrop",
+    "norm_eps": "layer_norm_epsilon",
+}  # what errors call the options
 
 
 def lacks(config: GPTConfig) -> list[str]:
@@ -94,9 +113,9 @@ def read_config(where: str, document: Mapping[str, Any]) -> Read:
     k.only("scale_attn_by_inverse_layer_idx", False)
     k.only("add_cross_attention", False)
     k.only("pruned_heads", {})
-    k.passed_over(*OF_THE_FILE)
     carried = {"bos_token_id": 50256, "eos_token_id": 50256} | k.passed_over(*_CARRIED)
-    return Read(converted(where, GPTConfig, fields), (), carried, k.untaken())
+    k.passed_over(*OF_THE_FILE)
+    return Read(converted(where, GPTConfig, fields, _KEYS), (), carried | k.rest(), k.untaken())
 
 
 def rename(name: str) -> str:
@@ -115,8 +134,8 @@ def check(config: GPTConfig, stored: Stored) -> None:
         head, table = stored.read(_HEAD), stored.read(_TABLE)
         if head.shape != table.shape or not np.array_equal(head, table):
             raise CheckpointError(
-                f"{stored.where}: {_HEAD} is not {_TABLE}, though tie_word_embeddings is true; "
-                "set it to false in config.json"
+                f"{stored.where}: {stored.called(_HEAD)} is not {stored.called(_TABLE)}, though tie_word_embeddings "
+                "is true; set it to false in config.json"
             )
 
 

@@ -27,12 +27,24 @@ from xpformer.interop.layouts import (
 from xpformer.models.swin import SwinConfig
 
 MODEL_TYPE = "swin"
-ARCHITECTURE = "SwinForImageClassification"
+ARCHITECTURE, BODY = "SwinForImageClassification", "SwinModel"
 FRESH: tuple[str, ...] = ("head.output.weight", "head.output.bias")
 """May be missing: a published backbone has no classifier."""
+LEFT: tuple[str, ...] = ("swin.embeddings.mask_token",)
+"""Learned, and of no use in classification."""
 _CARRIED = (*CARRIED, "encoder_stride", "out_features", "out_indices", "stage_names", "path_norm")
 """Of masked images, of a backbone."""
 
+_KEYS = {
+    "dim": "embed_dim",
+    "heads": "num_heads",
+    "window": "window_size",
+    "dropout": "hidden_dropout_prob",
+    "attention_dropout": "attention_probs_dropout_prob",
+    "drop_path": "drop_path_rate",
+    "norm_eps": "layer_norm_eps",
+    "channels": "num_channels",
+}  # what errors call the options
 _NEW_NAMES = (
     (r"^(?!swin\.|classifier\.)", "swin."),  # those of SwinModel
     (r"\.attention\.q_proj\.", ".attention.self.query."),
@@ -107,8 +119,9 @@ def read_config(where: str, document: Mapping[str, Any]) -> Read:
         "positions": "learned" if k.boolean("use_absolute_embeddings", False) else "none",
         "classes": len(names),
     }
+    carried = k.passed_over(*_CARRIED)
     k.passed_over(*OF_THE_FILE, "hidden_size", "num_layers", "num_hidden_layers")
-    return Read(converted(where, SwinConfig, fields), names, k.passed_over(*_CARRIED), k.untaken())
+    return Read(converted(where, SwinConfig, fields, _KEYS), names, carried | k.rest(), k.untaken())
 
 
 def rename(name: str) -> str:
@@ -120,7 +133,7 @@ def rename(name: str) -> str:
 
 def ignores(name: str) -> bool:
     """Whether a tensor takes no part in classification, or is computed."""
-    return name.endswith(".relative_position_index") or name in ("swin.embeddings.mask_token",)
+    return name.endswith(".relative_position_index") or name.startswith(LEFT)
 
 
 def check(config: SwinConfig, stored: Stored) -> None:

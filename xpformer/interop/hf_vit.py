@@ -29,9 +29,11 @@ from xpformer.interop.layouts import (
 from xpformer.models.vit import ViTConfig
 
 MODEL_TYPE = "vit"
-ARCHITECTURE = "ViTForImageClassification"
+ARCHITECTURE, BODY = "ViTForImageClassification", "ViTModel"
 FRESH: tuple[str, ...] = ("head.output.weight", "head.output.bias")
 """May be missing: a published backbone has no classifier."""
+LEFT: tuple[str, ...] = ("vit.pooler.", "vit.embeddings.mask_token")
+"""Learned, and of no use in classification."""
 ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_python": "gelu",
@@ -46,18 +48,35 @@ THEIR_ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu", "s
 OF_THE_FILE = (
     *("architectures", "model_type", "dtype", "torch_dtype", "transformers_version", "label2id", "xpformer"),
     *("_name_or_path", "name_or_path", "_commit_hash", "_attn_implementation", "_attn_implementation_autoset"),
-    *("attn_implementation", "return_dict", "output_hidden_states", "output_attentions", "torchscript"),
-    *("use_bfloat16", "gradient_checkpointing", "chunk_size_feed_forward"),
 )
-"""Keys of any configuration that belong to the file, or to how a program runs, and are not written again."""
+"""Keys of any configuration that say where a file comes from, or that follow from the others: not written again."""
 CARRIED = (
-    *("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "initializer_range", "problem_type"),
-    *("task_specific_params", "finetuning_task", "tokenizer_class", "prefix", "use_cache", "is_decoder"),
-    *("is_encoder_decoder", "return_dict_in_generate"),
+    *("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "unk_token_id", "initializer_range"),
+    *(
+        "problem_type",
+        "task_specific_params",
+        "finetuning_task",
+        "tokenizer_class",
+        "prefix",
+        "use_cache",
+        "is_decoder",
+    ),
+    *("is_encoder_decoder", "return_dict_in_generate", "attn_implementation", "return_dict", "output_hidden_states"),
+    *("output_attentions", "torchscript", "use_bfloat16", "gradient_checkpointing", "chunk_size_feed_forward"),
 )
 """Keys of any configuration that say something, but not what a model computes."""
 _CARRIED = (*CARRIED, "encoder_stride", "pooler_output_size", "pooler_act")  # of masked images, of a pooler
 
+_KEYS = {
+    "dim": "hidden_size",
+    "depth": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "mlp_ratio": "intermediate_size / hidden_size",
+    "dropout": "hidden_dropout_prob",
+    "attention_dropout": "attention_probs_dropout_prob",
+    "norm_eps": "layer_norm_eps",
+    "channels": "num_channels",
+}  # what errors call the options
 _NEW_NAMES = (
     (r"^(?!vit\.|classifier\.)", "vit."),  # those of ViTModel
     (r"^vit\.layers\.", "vit.encoder.layer."),
@@ -135,8 +154,9 @@ def read_config(where: str, document: Mapping[str, Any]) -> Read:
     }
     k.only("pruned_heads", {})
     k.only("add_cross_attention", False)
+    carried = k.passed_over(*_CARRIED)
     k.passed_over(*OF_THE_FILE)
-    return Read(converted(where, ViTConfig, fields), names, k.passed_over(*_CARRIED), k.untaken())
+    return Read(converted(where, ViTConfig, fields, _KEYS), names, carried | k.rest(), k.untaken())
 
 
 def class_names(k: Keys) -> tuple[str, ...]:
@@ -167,7 +187,7 @@ def rename(name: str) -> str:
 
 def ignores(name: str) -> bool:
     """Whether a tensor takes no part in classification."""
-    return name.startswith("vit.pooler.") or name in ("vit.embeddings.position_ids", "vit.embeddings.mask_token")
+    return name.startswith(LEFT) or name == "vit.embeddings.position_ids"
 
 
 def check(config: ViTConfig, stored: Stored) -> None:

@@ -6,11 +6,11 @@ import re
 from pathlib import Path
 
 from xpformer.errors import CheckpointError
-from xpformer.interop.assets import TOKENIZER_FILES
+from xpformer.interop.assets import KEPT
 from xpformer.interop.preprocessor import FILE
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
-_PATTERNS = ("config.json", "*.safetensors", "*.safetensors.index.json", FILE, *TOKENIZER_FILES)
+_PATTERNS = ("config.json", "*.safetensors", "*.safetensors.index.json", FILE, *KEPT)
 
 
 def is_name(source: str) -> bool:

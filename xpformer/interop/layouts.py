@@ -15,6 +15,7 @@ vit_jax (inputs, outputs)            three maps (D, heads, D / heads)
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -55,6 +56,9 @@ class Stored(Protocol):
     def dtype(self) -> str:
         """``float64`` or ``float32``: of a model of these numbers."""
 
+    def called(self, name: str) -> str:
+        """What the file calls one, or would call one that is missing; for errors."""
+
     def read(self, name: str) -> HostArray:
         """The numbers of one."""
 
@@ -70,6 +74,10 @@ class InMemory:
     def dtype(self) -> str:
         """Of the numbers."""
         return "float64" if any(a.dtype == np.float64 for a in self.values.values()) else "float32"
+
+    def called(self, name: str) -> str:
+        """By its name."""
+        return name
 
     def read(self, name: str) -> HostArray:
         """The numbers of one."""
@@ -114,6 +122,21 @@ def check_name(where: str, name: str) -> None:
         )
 
 
+def called(names: Mapping[str, str], name: str) -> str:
+    """What a file would call a tensor that it lacks, where ``names`` has the names in it: as it calls its like."""
+    for known, stored in names.items():  # the same of another block
+        old, new = re.findall(r"\d+", known), re.findall(r"\d+", name)
+        if re.sub(r"\d+", "", known) == re.sub(r"\d+", "", name):
+            a, b = next(pair for pair in zip(old, new, strict=True) if pair[0] != pair[1])
+            return re.sub(rf"(?<!\d){a}(?!\d)", b, stored, count=1)
+    for known, stored in names.items():  # a prefix more or less
+        if known != stored and stored.endswith(known):
+            return stored.removesuffix(known) + name
+        if known != stored and known.endswith(stored) and name.startswith(known.removesuffix(stored)):
+            return name.removeprefix(known.removesuffix(stored))
+    return name
+
+
 def identity(names: Iterable[str]) -> Table:
     """Each under its own name, as it is."""
     return {name: Entry((name,), SAME) for name in names}
@@ -153,13 +176,14 @@ def fetch(
         try:
             parts = table[ours].layout.split(np.broadcast_to(np.float32(0), shape))
         except (ValueError, OverflowError) as error:  # more bytes than there are addresses
-            raise CheckpointError(f"{stored.where}: the model's {ours} has shape {shape}, which cannot be") from error
+            name = stored.called(table[ours].names[0])
+            raise CheckpointError(f"{stored.where}: {name} would have the shape {shape}, which cannot be") from error
         wanted |= {name: part.shape for name, part in zip(table[ours].names, parts, strict=True)}
     absent = {n for ours in fresh for n in table[ours].names} - stored.shapes.keys()
     left_out = set(ignored) - wanted.keys()
     check_shapes(
-        {name: shape for name, shape in wanted.items() if name not in absent},
-        {name: shape for name, shape in stored.shapes.items() if name not in left_out},
+        {stored.called(name): shape for name, shape in wanted.items() if name not in absent},
+        {stored.called(name): shape for name, shape in stored.shapes.items() if name not in left_out},
         stored.where,
     )
     return {

@@ -12,6 +12,28 @@ from xpformer.interop.documents import Keys, is_number
 FILE = "preprocessor_config.json"
 
 
+_PASSED_OVER = (
+    *("image_processor_type", "feature_extractor_type", "processor_class", "do_convert_rgb", "data_format"),
+    *(
+        "input_data_format",
+        "return_tensors",
+        "device",
+        "default_to_square",
+        "_valid_processor_keys",
+        "model_input_names",
+    ),
+)  # of how a program runs; a picture gets the channels that the model has
+_KNOWN = (
+    *("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor", "do_normalize"),
+    *("image_mean", "image_std", *_PASSED_OVER),
+)
+
+
+def unknown_keys(document: Mapping[str, Any]) -> list[str]:
+    """Keys that nobody knows, and that do not say that something is not done."""
+    return [key for key, value in document.items() if key not in _KNOWN and value is not None and value is not False]
+
+
 def read_preprocessor(where: str, document: Mapping[str, Any], channels: int) -> Preprocessor:
     """What a document says; another ``rescale_factor`` than 1/255 becomes part of mean and deviation.
 

@@ -6,7 +6,7 @@ import contextlib
 import os
 import warnings
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -14,11 +14,20 @@ from xpformer.errors import CheckpointError, ConfigError
 from xpformer.interop import hf_vit, hub, timm, vit_jax
 from xpformer.interop.assets import Assets, read_assets
 from xpformer.interop.card import model_card
-from xpformer.interop.documents import read_object
+from xpformer.interop.documents import Read, listed, read_object
 from xpformer.interop.families import VIT, Family, describe, family_of, is_theirs, published, read_config
 from xpformer.interop.layouts import HostArray, Stored, Table, fetch, identity
-from xpformer.interop.preprocessor import FILE as PREPROCESSOR
-from xpformer.interop.tensor_files import INDEX, SHARD_BYTES, WEIGHTS, open_tensors, serialized, shards
+from xpformer.interop.preprocessor import FILE, read_preprocessor, unknown_keys
+from xpformer.interop.tensor_files import (
+    INDEX,
+    SHARD_BYTES,
+    WEIGHTS,
+    TensorFiles,
+    open_tensors,
+    refuse,
+    serialized,
+    shards,
+)
 from xpformer.models.model import Model
 from xpformer.models.tuning import merged_state
 from xpformer.parameters import initial_values
@@ -80,9 +89,10 @@ def open_pretrained(source: str | Path, *, revision: str | None = None) -> Pretr
         return _read_npz(path)
     if not path.exists() and hub.is_name(path.as_posix()):
         path = hub.download(path.as_posix(), revision)
-    if not path.is_dir():
-        state = "is a file" if path.exists() else "does not exist"
-        raise CheckpointError(f"{path}: {state}; expected a directory with config.json and {WEIGHTS}, or a .npz")
+    if path.exists() and not path.is_dir():
+        refuse(path)
+    if not path.exists():
+        raise CheckpointError(f"{path}: does not exist; expected a directory with config.json and {WEIGHTS}, or a .npz")
     if not (path / "config.json").exists():
         raise CheckpointError(f"{path}: has no config.json; expected a directory with it and {WEIGHTS}")
     if (path / "run.json").exists():
@@ -97,12 +107,8 @@ def _read_directory(folder: Path, document: Mapping[str, Any]) -> Pretrained:
     family, read, notes = read_config(str(folder / "config.json"), document)
     theirs, config = family.theirs, read.config
     stored = open_tensors(folder)
-    channels = config.channels if family.has_classes else None
-    assets = read_assets(folder, read.class_names, channels, read.carried)
-    size = (config.image_size, config.image_size) if family.has_classes else ()
-    if assets.preprocessor is not None and assets.preprocessor.shape != size:
-        made, taken = ("{} x {}".format(*shape) for shape in (assets.preprocessor.shape, size))
-        notes = [*notes, f"{folder / PREPROCESSOR}: makes images of {made}, the model takes {taken}: so they are made"]
+    assets, said = _beside(folder, family, read, stored.files)
+    notes += said
     if not is_theirs(document):
         if any(name.endswith(".lora_a") for name in stored.shapes):
             raise CheckpointError(
@@ -112,7 +118,53 @@ def _read_directory(folder: Path, document: Mapping[str, Any]) -> Pretrained:
     stored.rename({name: theirs.rename(name) for name in stored.shapes})
     theirs.check(config, stored)
     ignored = [name for name in stored.shapes if theirs.ignores(name)]
-    return _fetched(family, config, theirs.table(config), stored, assets, notes, fresh=theirs.FRESH, ignored=ignored)
+    table = theirs.table(config)
+    _check_head(family, document, table, stored, ignored)
+    unused = [stored.called(name) for name in ignored if name.startswith(theirs.LEFT)]
+    assets = replace(assets, left=(*assets.left, *unused))
+    return _fetched(family, config, table, stored, assets, notes, fresh=theirs.FRESH, ignored=ignored)
+
+
+def _check_head(
+    family: Family, document: Mapping[str, Any], table: Table, stored: TensorFiles, ignored: Collection[str]
+) -> None:
+    """Raise :class:`CheckpointError` where a model has another head than ours."""
+    theirs, known = family.theirs, {name for entry in table.values() for name in entry.names}
+    named, others = document.get("architectures"), [n for n in stored.shapes if n not in known and n not in ignored]
+    if others and named and named not in ([theirs.ARCHITECTURE], [theirs.BODY]):
+        raise CheckpointError(
+            f"{stored.where}: is of {named!r:.80} and holds {listed(map(stored.called, others))}; only "
+            f"{theirs.ARCHITECTURE} and {theirs.BODY} are read; to take the body alone, with transformers: "
+            f"{theirs.BODY}.from_pretrained(...), then save_pretrained(...)"
+        )
+
+
+def _beside(folder: Path, family: Family, read: Read, files: Collection[str] = ()) -> tuple[Assets, list[str]]:
+    """What stands beside the weights, which are in ``files``, in a directory of theirs or ours, and notes."""
+    used, notes, how, file = {*files, "config.json", INDEX}, [], None, folder / FILE
+    if family.has_classes and file.is_file():
+        document = read_object(file)
+        how, unknown = read_preprocessor(str(file), document, read.config.channels), unknown_keys(document)
+        used.add(FILE)
+        size = (read.config.image_size, read.config.image_size)
+        if how.shape != size:
+            made, taken = ("{} x {}".format(*shape) for shape in (how.shape, size))
+            notes.append(f"{file}: makes images of {made}, the model takes {taken}: so they are made")
+        if unknown:
+            notes.append(f"{file}: not known, and so not used: {listed(unknown)}")
+    assets = read_assets(folder, used=used, class_names=read.class_names, preprocessor=how, carried=read.carried)
+    return assets, notes
+
+
+def open_assets(folder: Path) -> Assets:
+    """What stands beside the weights in a directory that we or Hugging Face wrote; its weights are not looked at.
+
+    Raises:
+        CheckpointError, ConfigError, DataError: as :func:`open_pretrained`.
+    """
+    where = folder / "config.json"
+    family, read, _ = read_config(str(where), read_object(where))
+    return _beside(folder, family, read)[0]
 
 
 def _read_npz(path: Path) -> Pretrained:
@@ -125,8 +177,10 @@ def _read_timm(folder: Path, document: Mapping[str, Any]) -> Pretrained:
     where, stored = str(folder / "config.json"), open_tensors(folder)
     config = timm.read_config(where, document, stored)
     how = timm.read_preprocessor(where, document, config)
-    assets = Assets(timm.read_class_names(document, config.classes), how, where=str(folder))
-    return _fetched(VIT, config, timm.table(config), stored, assets, [], fresh=hf_vit.FRESH)
+    names, notes = timm.read_class_names(where, document, config.classes)
+    used = {*stored.files, "config.json", INDEX}
+    assets = read_assets(folder, used=used, class_names=names, preprocessor=how)
+    return _fetched(VIT, config, timm.table(config), stored, assets, notes, fresh=hf_vit.FRESH)
 
 
 def _fetched(
@@ -215,6 +269,11 @@ def write(
 ) -> list[str]:
     """The same for weights that are on the host; returns what people should know, a line each."""
     family, notes = family_of(config), []
+    if directory.suffix == ".npz":  # nothing would read it again
+        raise ConfigError(
+            f"{directory}: is the name of a file of vit_jax, and a directory is written; take another name, or "
+            "convert --to vit_jax"
+        )
     lacking = family.theirs.lacks(config)
     if lacking and own is False:
         raise ConfigError(

@@ -80,7 +80,10 @@ def read_config(where: str, document: Mapping[str, Any], stored: Stored) -> ViTC
             head_hidden=_shape(stored, "pre_logits.fc.weight", 2)[0] if "pre_logits.fc.weight" in stored.shapes else 0,
         )
     except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from error
+        text = (
+            str(error).replace("heads = ", "num_heads = ").replace("dim = ", "the width of patch_embed.proj.weight = ")
+        )
+        raise ConfigError(f"{where}: {text}") from error
 
 
 def _shape(stored: Stored, name: str, rank: int) -> tuple[int, ...]:
@@ -91,10 +94,12 @@ def _shape(stored: Stored, name: str, rank: int) -> tuple[int, ...]:
     return shape
 
 
-def read_class_names(document: Mapping[str, Any], classes: int) -> tuple[str, ...]:
-    """``label_names``, if each class has one."""
-    names = document.get("label_names", [])
-    return tuple(names) if are_names(names) and len(names) == classes else ()
+def read_class_names(where: str, document: Mapping[str, Any], classes: int) -> tuple[tuple[str, ...], list[str]]:
+    """``label_names``, if each class has one that is printable, and a line if not."""
+    names = document.get("label_names") or []
+    if are_names(names) and len(names) in (0, classes):
+        return tuple(names), []
+    return (), [f"{where}: label_names is {names!r:.60}, expected {classes} printable texts, and so is not used"]
 
 
 def read_preprocessor(where: str, document: Mapping[str, Any], config: ViTConfig) -> Preprocessor | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -22,9 +23,11 @@ import numpy as np
 
 from xpformer.data.regular import open_regular
 from xpformer.errors import CheckpointError, ConfigError
-from xpformer.interop.documents import MOST_BLOCKS
+from xpformer.interop.assets import Assets
+from xpformer.interop.documents import MOST_BLOCKS, listed
+from xpformer.interop.families import default_names
 from xpformer.interop.hf_vit import lacks as lacks_of_theirs
-from xpformer.interop.layouts import ROW, SAME, TOKEN, Entry, HostArray, Layout, Table, check_name, one, store
+from xpformer.interop.layouts import ROW, SAME, TOKEN, Entry, HostArray, Layout, Table, called, check_name, one, store
 from xpformer.models.vit import ViTConfig
 from xpformer.training import fs
 
@@ -62,7 +65,7 @@ class NpzFile:
                 for pattern, replacement in _NEW_NUMBERS:
                     plain = re.sub(pattern, replacement, plain)
                 if plain in self.shapes:
-                    raise CheckpointError(f"{path}: holds {plain} twice")
+                    raise CheckpointError(f"{path}: {self.called(plain)} and {name} are the same array by two names")
                 self.shapes[plain] = shape if number is None else shape[1:]
                 self._places[plain] = (name, number)
 
@@ -87,6 +90,13 @@ class NpzFile:
         except (zipfile.BadZipFile, ValueError, OSError, EOFError, NotImplementedError, RuntimeError) as error:
             raise self._damaged(error) from error
         return found
+
+    def called(self, name: str) -> str:
+        """What the file calls it."""
+        if name in self._places:
+            member, number = self._places[name]
+            return member if number is None else f"{member}[{number}]"
+        return called({ours: member for ours, (member, _) in self._places.items()}, name)
 
     def read(self, name: str) -> HostArray:
         """One array; half precision becomes float32."""
@@ -127,7 +137,11 @@ def read_config(stored: NpzFile) -> ViTConfig:
         raise CheckpointError(f"{stored.where}: is a hybrid with a ResNet in front, which is not supported")
     patch, columns, channels, dim = _shape(stored, "embedding/kernel", 4)
     _, tokens, _ = _shape(stored, _POSITIONS, 3)
-    _, heads, _ = _shape(stored, f"{_BLOCK.format(0)}/MultiHeadDotProductAttention_1/query/kernel", 3)
+    query = f"{_BLOCK.format(0)}/MultiHeadDotProductAttention_1/query/kernel"
+    _, heads, width = _shape(stored, query, 3)
+    if heads * width != dim:
+        found, expected = stored.shapes[query], f"({dim}, heads, {dim} / heads)"
+        raise CheckpointError(f"{stored.where}: {stored.called(query)} has shape {found}, expected {expected}")
     _, hidden = _shape(stored, f"{_BLOCK.format(0)}/MlpBlock_3/Dense_0/kernel", 2)
     depth = len({m[1] for name in stored.shapes if (m := re.match(r"Transformer/encoderblock_(\d+)/", name))})
     side = math.isqrt(max(0, tokens - 1))
@@ -156,9 +170,10 @@ def read_config(stored: NpzFile) -> ViTConfig:
 
 def _shape(stored: NpzFile, name: str, rank: int) -> tuple[int, ...]:
     if name not in stored.shapes:
-        raise CheckpointError(f"{stored.where}: lacks {name}, which every ViT of vit_jax has")
+        raise CheckpointError(f"{stored.where}: lacks {stored.called(name)}, which every ViT of vit_jax has")
     if len(stored.shapes[name]) != rank:
-        raise CheckpointError(f"{stored.where}: {name} has shape {stored.shapes[name]}, expected {rank} axes")
+        found = stored.shapes[name]
+        raise CheckpointError(f"{stored.where}: {stored.called(name)} has shape {found}, expected {rank} axes")
     return stored.shapes[name]
 
 
@@ -170,7 +185,24 @@ def lacks(config: ViTConfig) -> list[str]:
     return found + ([] if config.qkv_bias else ["qkv_bias = False"])
 
 
-def write_npz(path: Path, config: ViTConfig, values: Mapping[str, HostArray]) -> list[str]:
+def _left_behind(config: ViTConfig, assets: Assets) -> list[str]:
+    """What a file of weights alone cannot hold."""
+    cut = config.image_size - config.image_size % config.patch_size  # the size that the positions say
+    options = {
+        "image_size": cut,
+        **dict.fromkeys(("dropout", "hidden_dropout", "attention_dropout", "drop_path"), 0.0),
+        "init": ViTConfig.init,
+    }
+    here = {name: getattr(config, name) or 0.0 for name in options}  # None of hidden_dropout: as dropout
+    found = [f"{name} = {here[name]!r}" for name, value in options.items() if here[name] != value]
+    names = assets.class_names and assets.class_names != default_names(config)
+    keys = [f"{', '.join(assets.carried)} of config.json"] if assets.carried else []
+    return [*(["the names of the classes"] if names else []), *assets.texts(), *found, *keys]
+
+
+def write_npz(
+    path: Path, config: ViTConfig, values: Mapping[str, HostArray], assets: Assets | None = None
+) -> list[str]:
     """Write weights by the names of the paper's files; returns what people should know, a line each.
 
     Raises:
@@ -185,7 +217,7 @@ def write_npz(path: Path, config: ViTConfig, values: Mapping[str, HostArray]) ->
     arrays: dict[str, Any] = store(table(config), values)
     np.savez(buffer, **arrays)
     try:
-        if path.exists():
+        if os.path.lexists(path):
             raise CheckpointError(f"{path}: exists already, and nothing is written over; take another name")
         fs.make_directories(path.absolute().parent)
         fs.replace_file(path, buffer.getvalue())
@@ -197,7 +229,9 @@ def write_npz(path: Path, config: ViTConfig, values: Mapping[str, HostArray]) ->
         f"{path}: holds weights alone; vit_jax computes with {_options(there)}, this model has {_options(here)}, so "
         "that the outputs differ a little"
     )
-    return [] if here == there else [differ]
+    left = listed(_left_behind(config, assets or Assets()), most=20)
+    behind = f"{path}: holds weights alone; left behind: {left}"
+    return ([] if here == there else [differ]) + ([behind] if left else [])
 
 
 def _options(options: Mapping[str, object]) -> str:

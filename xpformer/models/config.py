@@ -50,6 +50,12 @@ def check_fields(
             raise ConfigError(f"{name} = {getattr(config, name)} is not positive")
 
 
+def check_hidden(dim: int, mlp_ratio: float) -> None:
+    """Raise :class:`ConfigError` where ``dim * mlp_ratio``, rounded, is no width of a hidden layer."""
+    if not 0.5 < dim * mlp_ratio < 1e9:  # of 0.5, round() makes 0
+        raise ConfigError(f"mlp_ratio = {mlp_ratio} of dim = {dim} is no width of a hidden layer, which is 1 to 1e9")
+
+
 def preset(presets: Mapping[str, C], model: str, name: str, changes: Mapping[str, Any]) -> C:
     """One of ``presets``, with some fields changed.
 

@@ -20,7 +20,7 @@ from xpformer.layers import (
     Positions,
 )
 from xpformer.layers.activation import ACTIVATIONS
-from xpformer.models.config import check_fields, preset
+from xpformer.models.config import check_fields, check_hidden, preset
 from xpformer.models.model import Model, check_images
 from xpformer.models.patches import check_stem, patch_embedding
 from xpformer.parameters import Initializer
@@ -94,6 +94,7 @@ class SwinConfig:
             rates=("dropout", "attention_dropout", "drop_path"),
             above_zero=("mlp_ratio", "norm_eps"),
         )
+        check_hidden(self.dim, self.mlp_ratio)
         check_stem(self)
         if len(self.depths) != len(self.heads) or not self.depths:
             raise ConfigError(

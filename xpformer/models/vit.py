@@ -22,7 +22,7 @@ from xpformer.layers import (
 from xpformer.layers.activation import ACTIVATIONS
 from xpformer.layers.pooling import POOLS
 from xpformer.layers.position import POSITIONS
-from xpformer.models.config import check_fields, preset
+from xpformer.models.config import check_fields, check_hidden, preset
 from xpformer.models.model import Model, check_images
 from xpformer.models.patches import EMBEDDINGS, check_stem, patch_embedding
 from xpformer.parameters import Initializer
@@ -102,6 +102,7 @@ class ViTConfig:
             not_negative=("patch_stride", "head_hidden"),
             above_zero=("mlp_ratio", "norm_eps"),
         )
+        check_hidden(self.dim, self.mlp_ratio)
         if len(self.heads_per_block) != self.depth:
             raise ConfigError(f"heads = {self.heads} names {len(self.heads_per_block)} blocks, depth = {self.depth}")
         for heads in self.heads_per_block:

@@ -3,6 +3,7 @@
     checkpoints/step_00001000/model.safetensors       weights, as Hugging Face reads them where it can
                               optimizer.safetensors   moments
                               config.json state.json  documents
+                              merges.txt LICENSE ...  files of a model that a run goes on from, as they were
                               MANIFEST.json           size and SHA-256 of each file, and of itself; written last
                 best -> step_00000800                 a relative link
 
@@ -14,6 +15,7 @@ checkpoint that is there can be loaded.
 that names the file, never a wrong number.  The formats are JSON and safetensors: data, no code.
 
 A version n of the format is read by every later version; ``format``, ``version`` and ``step`` keep their meaning.
+Version 2 has files that are neither JSON nor safetensors; a checkpoint without them is written as version 1.
 """
 
 from __future__ import annotations
@@ -30,15 +32,16 @@ import numpy as np
 import safetensors
 
 from xpformer.errors import CheckpointError
+from xpformer.interop.documents import PLAIN_NAME
 from xpformer.interop.tensor_files import serialized
 from xpformer.training import fs, strict_json
 
 FORMAT = "xpformer-checkpoint"
-VERSION = 1
+VERSION = 2
 
 _MANIFEST = "MANIFEST.json"
 _TENSORS = ".safetensors"
-_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.(json|safetensors)")
+_FORMATS = (".json", _TENSORS)
 _STEP_NAME = re.compile(r"step_([0-9]{8,18})")
 _LEFT_OVER = re.compile(r"\.(tmp|trash|aside)-(step_[0-9]{8,18}|best)(-[0-9]+)?")
 _MANIFEST_LIMIT = 1 << 20
@@ -71,7 +74,7 @@ class Checkpoint:
     directory: Path
     step: int
     tensors: dict[str, dict[str, np.ndarray]]  # {"model": {name: array}, "optimizer": ...}
-    documents: dict[str, object]  # {"config.json": ..., "state.json": ...}
+    documents: dict[str, object]  # {"config.json": ..., "state.json": ..., "merges.txt": bytes}
 
 
 @dataclass(frozen=True)
@@ -92,9 +95,10 @@ def save(
     """Store a checkpoint of ``step`` in ``directory`` and return its path; then remove old ones.
 
     ``tensors`` maps a group ("model") to named arrays of any layout, stored as ``model.safetensors``; ``documents``
-    maps file names ("state.json") to what JSON can hold.  ``best`` lets the link ``best`` point here.  The newest
-    ``keep`` by step number stay, and the best, and this one; a damaged one does not count.  A valid checkpoint of
-    this step with the same content is kept as it is; any other is replaced.
+    maps file names ("state.json") to what JSON can hold, or any plain names to bytes, which are stored as they are.
+    ``best`` lets the link ``best`` point here.  The newest ``keep`` by step number stay, and the best, and this one; a
+    damaged one does not count.  A valid checkpoint of this step with the same content is kept as it is; any other is
+    replaced.
 
     Raises :class:`CheckpointError`: before anything is written if a value is not finite or cannot be stored; with the
     bytes needed and free if the disk refuses, and then every earlier checkpoint is as it was.
@@ -106,7 +110,8 @@ def save(
     _check_tensors(tensors)
     texts = _encode(documents)
     for name in [*(group + _TENSORS for group in tensors), *texts]:
-        if not _FILE_NAME.fullmatch(name) or name == _MANIFEST or (name in texts and name.endswith(_TENSORS)):
+        written = isinstance(documents.get(name), bytes) or name.endswith(_FORMATS)
+        if not _is_file_name(name) or not written or (name in texts and name.endswith(_TENSORS)):
             raise CheckpointError(
                 f"{name!r} is no name in a checkpoint; expected letters, digits, '.', '_', '-' and .json"
             )
@@ -153,7 +158,8 @@ def load(path: Path, *, files: Collection[str] | None = None) -> Checkpoint:
     for name in manifest.files:
         group = name.removesuffix(_TENSORS)
         if group == name:
-            documents[name] = _document(path / name, _verified(path, name, manifest))
+            data = _verified(path, name, manifest)
+            documents[name] = _document(path / name, data) if name.endswith(".json") else data
         elif files is None or group in files:
             tensors[group] = _arrays(path / name, _verified(path, name, manifest))
     return Checkpoint(path.resolve(), manifest.step, tensors, documents)
@@ -206,6 +212,10 @@ def sweep(directory: Path) -> None:
         raise CheckpointError(f"{directory}: cannot be swept: {error.strerror}: {error.filename}") from error
 
 
+def _is_file_name(name: str) -> bool:
+    return bool(PLAIN_NAME.fullmatch(name)) and name != _MANIFEST
+
+
 def _step_name(step: int) -> str:
     if step < 0:
         raise CheckpointError(f"step is {step}, expected at least 0")
@@ -252,7 +262,9 @@ def _encode(documents: Mapping[str, object]) -> dict[str, bytes]:
     texts = {}
     for name, document in documents.items():
         try:
-            texts[name] = strict_json.dumps(document)
+            texts[name] = document if isinstance(document, bytes) else strict_json.dumps(document)
+            if name.endswith(".json"):
+                strict_json.loads(texts[name])  # what cannot be read again is not written
         except ValueError as error:
             raise CheckpointError(f"{name}: cannot be stored as JSON: {error}") from error
     return texts
@@ -273,7 +285,8 @@ def _stage(
         write(group + _TENSORS, serialized(arrays))
     for name, text in texts.items():
         write(name, text)
-    fs.write_file(staging / _MANIFEST, _manifest_text(VERSION, step, files))
+    version = 1 if all(name.endswith(_FORMATS) for name in files) else 2
+    fs.write_file(staging / _MANIFEST, _manifest_text(version, step, files))
     fs.fsync_directory(staging)
     return files
 
@@ -362,7 +375,7 @@ def _read_manifest(directory: Path) -> _Manifest:
         manifest = _Manifest(document["step"], files)
         valid = type(manifest.step) is int and manifest.step >= 0 and document["version"] >= 1
         for name, (size, digest) in files.items():
-            valid &= bool(_FILE_NAME.fullmatch(name)) and name != _MANIFEST
+            valid &= _is_file_name(name) and (name.endswith(_FORMATS) or document["version"] >= 2)
             valid &= type(size) is int and size >= 0 and isinstance(digest, str)
     except (KeyError, TypeError, AttributeError):
         valid = False

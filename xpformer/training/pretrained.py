@@ -17,7 +17,7 @@ from xpformer.data.text import TextData, read_text
 from xpformer.data.tokenizers import Tokenizer
 from xpformer.data.windows import check_windows
 from xpformer.errors import ConfigError, DataError
-from xpformer.interop.assets import Assets, ends_of_text, tokenizer_files
+from xpformer.interop.assets import Assets
 from xpformer.interop.families import default_names, family_of
 from xpformer.interop.hub import is_name
 from xpformer.interop.pretrained import Pretrained, open_pretrained
@@ -41,19 +41,12 @@ def open_start(source: Path) -> Pretrained:
     """
     if not (source / "run.json").exists():
         return open_pretrained(source)
-    from xpformer.training.tasks.images import ImageTask
     from xpformer.training.trained import load_trained
 
     trained = load_trained(source, backend="numpy")
-    saved, config = trained.saved, trained.settings.model
-    if isinstance(trained.task, ImageTask):
-        assets = Assets(trained.class_names, trained.task.preprocessor(trained.settings, trained.preprocessor))
-    else:
-        tokenizer = trained.tokenizer if "tokenizer.json" in saved.documents else None
-        files = {} if tokenizer is None else tokenizer_files(tokenizer, config.context)
-        assets = Assets(files=files, carried=ends_of_text(tokenizer), where=str(saved.directory))
+    config, where = trained.settings.model, str(trained.saved.directory)
     weights, dtype = merged_state(trained.model), trained.model.dtype
-    return Pretrained(str(saved.directory), family_of(config), config, weights, dtype, assets)
+    return Pretrained(where, family_of(config), config, weights, dtype, trained.assets)
 
 
 @dataclass(frozen=True, eq=False)

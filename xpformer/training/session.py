@@ -26,6 +26,7 @@ from xpformer.training.trained import check_options, load_data, read_config
 from xpformer.training.trainer import Progress, StepResult, Trainer
 
 if TYPE_CHECKING:
+    from xpformer.interop.assets import Assets
     from xpformer.interop.pretrained import Pretrained
 
 
@@ -74,6 +75,7 @@ class Session:
     """A run that can be trained: make one with :func:`start` or :func:`resume`.
 
     Attributes:
+        kept: what stood beside the weights of the trained model that it goes on from, ``None`` where there is none.
         saved: the step of the newest checkpoint, ``None`` before the first.
         last_evaluation: of the validation split, ``None`` before the first.
         notes: one line on each thing that the user should know before training.
@@ -84,6 +86,7 @@ class Session:
     ) -> None:
         self.run, self.recipe, self.settings, self.options = run, recipe, settings, options
         self.trainer, self.data = trainer, data
+        self.kept: Assets | None = None
         self.saved: int | None = None
         self.last_evaluation: Result | None = None
         self.notes: list[str] = []
@@ -208,7 +211,7 @@ class Session:
                 raise CheckpointError(f"{link}: cannot be moved to {name}: {error.strerror}") from error
 
     def _save(self, log: Log, reporter: Reporter, *, best: bool = False) -> None:
-        documents = self.recipe.task.describe(self.settings, self.data, dtype=self.options.dtype)
+        documents = self.recipe.task.describe(self.settings, self.data, dtype=self.options.dtype, kept=self.kept)
         with self._recorded(log):
             self.trainer.confirm()
         path = self.trainer.save(self.run.checkpoints, documents=documents, best=best)
@@ -365,7 +368,7 @@ def start(
     run = Run.create(path, config=config, recipe_text=recipe_file.read_text(encoding="utf-8"), manifest=manifest)
     run.require_space((settings.train.keep + 2) * size)  # those kept, the best, and the one being written
     session = Session(run, recipe, settings, options, trainer, data)
-    session.notes = notes
+    session.notes, session.kept = notes, None if begun is None else begun.assets
     return session
 
 
@@ -389,6 +392,8 @@ def resume(
     recipe, settings, config = read_config(run)
     spec = str(config["backend"]) if backend is None else backend
     precision = str(config["matmul_precision"]) if matmul_precision is None else matmul_precision
+    from xpformer.interop.pretrained import open_assets
+
     used = get_backend(spec, precision)
     stored = run.manifest.get("threads")
     if threads is None and used.shares_batch and isinstance(stored, int):
@@ -424,6 +429,10 @@ def resume(
         notes.append(f"the bits differ from an uninterrupted run: some steps were done on {', '.join(between)}")
     session = Session(run, recipe, settings, options, trainer, loaded)
     session.saved = saved.step if saved else None
+    if begun is not None:
+        session.kept = begun.assets
+    elif saved is not None and recipe.task.starts_from is not None:
+        session.kept = open_assets(saved.directory)
     return session, notes
 
 

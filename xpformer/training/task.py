@@ -26,6 +26,7 @@ from xpformer.training.objective import Objective
 from xpformer.training.trainer import Batches, Progress
 
 if TYPE_CHECKING:
+    from xpformer.interop.assets import Assets
     from xpformer.interop.pretrained import Pretrained
 
 SPLITS = {"val": "validation", "validation": "validation", "test": "test", "train": "train"}
@@ -112,8 +113,13 @@ class Task(ABC, Generic[S, D]):
         """The shape of one input, and the number of ids where it holds ids, else 0."""
 
     @abstractmethod
-    def describe(self, settings: S, data: D, *, dtype: str = "float32") -> dict[str, object]:
-        """The documents beside a checkpoint's weights, which are of ``dtype``, by file name."""
+    def describe(
+        self, settings: S, data: D, *, dtype: str = "float32", kept: Assets | None = None
+    ) -> dict[str, object]:
+        """The documents beside a checkpoint's weights, which are of ``dtype``, by file name.
+
+        ``kept`` is what stood beside those that it goes on from.
+        """
 
     def grown(self, run: Path, settings: S, data: D, *, seed: int, dtype: str) -> dict[str, HostArray]:
         """Initial weights that continue a smaller model, the best of ``run``.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,8 +14,11 @@ from xpformer.array import HostArray
 from xpformer.backend import get_backend
 from xpformer.data.tokenizers import Tokenizer
 from xpformer.errors import CheckpointError, ConfigError, DataError, RunError
+from xpformer.interop.assets import Assets, ends_of_text, tokenizer_files
 from xpformer.interop.families import adopted, class_names
+from xpformer.interop.pretrained import open_assets
 from xpformer.layers import Layer
+from xpformer.models.model import Model
 from xpformer.training import checkpoint
 from xpformer.training.log import Log
 from xpformer.training.metrics import Result
@@ -139,6 +143,18 @@ class Trained:
         assert isinstance(document, dict)
         return document
 
+    @cached_property
+    def assets(self) -> Assets:
+        """What stands beside the weights, for :func:`xpformer.interop.pretrained.write`."""
+        found = replace(open_assets(self.saved.directory), left=())
+        if isinstance(self.task, ImageTask):
+            return replace(found, preprocessor=self.task.preprocessor(self.settings, self.preprocessor))
+        if "tokenizer.json" not in self.saved.documents:
+            return found
+        carried, context = found.carried or ends_of_text(self.tokenizer), self.settings.model.context
+        files = tokenizer_files(self.tokenizer, context) if self.task.starts_from is None else found.files
+        return replace(found, files=files, carried=carried)
+
     def picture(self, path: Path, *, invert: Literal["auto"] | bool = "auto") -> HostArray:
         """A picture file as a model of images takes it."""
         assert isinstance(self.task, ImageTask)
@@ -183,7 +199,10 @@ def load_trained(
     model = recipe.build(settings, config["seed"]).to(used, config["dtype"])
     weights = adopted(saved.documents["config.json"], model, saved.tensors["model"], str(saved.directory))
     model.load_state(weights, str(saved.directory))
-    return Trained(run, model, saved, settings, recipe, config)
+    trained = Trained(run, model, saved, settings, recipe, config)
+    if isinstance(model, Model):
+        model.assets = trained.assets
+    return trained
 
 
 def evaluate_run(trained: Trained, split: str | None, data: AnyData, *, threads: int | None = None) -> Result:

@@ -19,6 +19,7 @@ from xpformer.data.preprocess import Preprocessor
 from xpformer.data.tokenizers import BytePairs
 from xpformer.errors import CheckpointError, ConfigError, DataError
 from xpformer.generation import generate
+from xpformer.interop.pretrained import open_assets
 from xpformer.models.tuning import merged_state
 from xpformer.rng import host_generator
 from xpformer.training import fs
@@ -216,6 +217,109 @@ def test_a_gpt_of_transformers(gpt: Path, text: Path, tmp_path: Path, preset: st
     ids = torch.tensor([[3, 1, 4, 1, 5]])
     expected = theirs.logits(model, ids)
     assert equal("logits", trained.model(ids.numpy()), expected, HUGGING_FACE["float32"]).ok
+
+
+KEYS = {"bos_token_id": 271, "eos_token_id": 270, "pad_token_id": 0, "unk_token_id": 271, "window": 3}
+FILES = {
+    "generation_config.json": b'{"eos_token_id": [270, 3], "pad_token_id":0, "temperature": 0.7}',
+    "tokenizer_config.json": b'{"tokenizer_class":"PreTrainedTokenizerFast","eos_token":"<end>","pad_token":"!",'
+    b'"bos_token":"<begin>"}',
+    "special_tokens_map.json": b'{"eos_token": "<end>", "bos_token": "<begin>", "pad_token": "!"}',
+    "chat_template.jinja": b"{{ messages[0].content }}\n",
+    "LICENSE": b"MIT \xff",
+}
+
+
+@pytest.fixture
+def chat(tmp_path: Path) -> Path:
+    """A directory of transformers whose first special token is not the one that ends a text, and more beside it."""
+    pytest.importorskip("transformers")
+    from tests.interop import theirs
+
+    trained = BytePairs.train(TEXT, 270)
+    tokenizer = BytePairs((*trained.vocabulary, "<end>", "<begin>"), trained.merges, ["<begin>", "<end>"])
+    folder = theirs.save(theirs.gpt2(vocab_size=tokenizer.size), tmp_path / "chat")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | KEYS))
+    for name, data in (FILES | {"tokenizer.json": json.dumps(tokenizer.to_json()).encode()}).items():
+        (folder / name).write_bytes(data)
+    return folder
+
+
+@pytest.mark.parametrize("preset", ["full", "lora"])
+def test_what_stood_beside_a_gpt_is_kept(chat: Path, text: Path, tmp_path: Path, preset: str) -> None:
+    import shutil
+
+    from transformers import AutoTokenizer, GenerationConfig
+
+    files = FILES | {"tokenizer.json": (chat / "tokenizer.json").read_bytes()}
+
+    def kept(folder: Path) -> None:
+        assert {name: (folder / name).read_bytes() for name in files} == files
+        config = json.loads((folder / "config.json").read_text())
+        config |= config.get("transformers", {})  # while a LoRA learns
+        assert {key: config[key] for key in KEYS} == KEYS
+        theirs = AutoTokenizer.from_pretrained(folder)
+        assert (theirs.bos_token, theirs.eos_token, theirs.pad_token) == ("<begin>", "<end>", "!")
+        assert GenerationConfig.from_pretrained(folder).eos_token_id == [270, 3]
+        assert theirs.apply_chat_template([{"role": "user", "content": "hm"}], tokenize=False) == "hm"
+
+    rank = ("rank=2",) if preset == "lora" else ()
+    session = tuned("gpt-finetune", chat, text, tmp_path / "run", *rank, "samples=0", preset=preset)
+    session.train(max_steps=3)
+    kept(tmp_path / "run/checkpoints/best")
+    shutil.rmtree(chat)
+    session, _ = resume(tmp_path / "run")
+    session.train()
+    for step in (tmp_path / "run/checkpoints").iterdir():
+        kept(step)
+    load_trained(tmp_path / "run").model.save_pretrained(tmp_path / "out")
+    kept(tmp_path / "out")
+    one = ("samples=0", "steps=1", "evaluate_every=1")
+    tuned("gpt-finetune", tmp_path / "run", text, tmp_path / "again", *one).train()
+    kept(tmp_path / "again/checkpoints/best")
+
+
+def test_another_tokenizer_takes_the_place_of_the_old_ones_files(chat: Path, text: Path, tmp_path: Path) -> None:
+    other = BytePairs.train(TEXT, 265)
+    (tmp_path / "other.json").write_text(json.dumps(other.to_json()))
+    config = json.loads((chat / "config.json").read_text())
+    (chat / "config.json").write_text(json.dumps(config | {"n_ctx": 11}))
+    changes = (f"tokenizer={tmp_path / 'other.json'}", "context=8", "samples=0", "steps=1", "evaluate_every=1")
+    tuned("gpt-finetune", chat, text, tmp_path / "run", *changes).train()
+    best = tmp_path / "run/checkpoints/best"
+    assert json.loads((best / "tokenizer.json").read_text()) == other.to_json()
+    config = json.loads((best / "config.json").read_text())
+    assert (config["eos_token_id"], config["n_positions"], config["n_ctx"]) == (270, 8, 8)
+    assert (best / "LICENSE").read_bytes() == FILES["LICENSE"]
+    assert not (best / "special_tokens_map.json").exists()
+    (chat / "tokenizer.json").write_text('{"model": {"type": "Unigram"}}')
+    tuned("gpt-finetune", chat, text, tmp_path / "again", *changes).train()
+    assert json.loads((tmp_path / "again/checkpoints/best/tokenizer.json").read_text()) == other.to_json()
+
+
+def test_a_damaged_file_beside_a_model_is_said_before_training(chat: Path, text: Path, tmp_path: Path) -> None:
+    (chat / "special_tokens_map.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"special_tokens_map\.json: cannot be stored as JSON: Expecting"):
+        tuned("gpt-finetune", chat, text, tmp_path / "run", "samples=0").train()
+
+
+def test_what_stood_beside_a_vit_is_kept(vit: Path, pictures: Path, tmp_path: Path) -> None:
+    import shutil
+
+    source = shutil.copytree(vit, tmp_path / "vit")
+    config = json.loads((source / "config.json").read_text())
+    keys = {"initializer_range": 0.3, "problem_type": "regression", "window": 3}
+    (source / "config.json").write_text(json.dumps(config | keys))
+    (source / "LICENSE").write_text("MIT")
+    tuned("vit-finetune", source, pictures, tmp_path / "run", "steps=1", "evaluate_every=1").train()
+    load_trained(tmp_path / "run").model.save_pretrained(tmp_path / "out")
+    for folder in (tmp_path / "run/checkpoints/best", tmp_path / "out"):
+        found = json.loads((folder / "config.json").read_text())
+        assert {key: found[key] for key in keys} == keys | {"problem_type": "single_label_classification"}
+        assert found["id2label"] == {"0": "dark", "1": "light"}
+        assert (folder / "LICENSE").read_text() == "MIT"
+        assert open_assets(folder).preprocessor == Preprocessor((15, 15), "bicubic", mean=(0.4,) * 3, std=(0.3,) * 3)
 
 
 def test_runs_of_ours_go_on(pictures: Path, text: Path, tmp_path: Path) -> None:

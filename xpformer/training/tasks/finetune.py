@@ -13,6 +13,7 @@ from xpformer.data.images import ImageData
 from xpformer.data.preprocess import Preprocessor
 from xpformer.data.text import TextData
 from xpformer.errors import ConfigError, DataError
+from xpformer.interop.assets import TOKENIZER_FILES, Assets
 from xpformer.models.gpt import GPTConfig
 from xpformer.models.tuning import carry_over
 from xpformer.models.vit import ViTConfig
@@ -79,10 +80,14 @@ class FolderTask(ImageTask):
         new_head = start.assets.class_names != data.classes
         return carry_over(start.values, start.config, initial, settings.model, new_head=new_head)
 
-    def describe(self, settings: Settings, data: ImageData, *, dtype: str = "float32") -> dict[str, object]:
+    def describe(
+        self, settings: Settings, data: ImageData, *, dtype: str = "float32", kept: Assets | None = None
+    ) -> dict[str, object]:
         """With the steps before the pixels are normalized."""
         assert isinstance(settings, FolderSettings)
-        found = super().describe(settings, data, dtype=dtype)
+        if kept is not None and "problem_type" in kept.carried:  # of the old head
+            kept = replace(kept, carried={**kept.carried, "problem_type": "single_label_classification"})
+        found = super().describe(settings, data, dtype=dtype, kept=kept)
         shape: Any = found["preprocessor.json"]
         return found | {"preprocessor.json": asdict(settings.preprocessor) | shape}
 
@@ -135,6 +140,20 @@ class TunedTextTask(TextTask):
     ) -> tuple[dict[str, HostArray], list[str]]:
         """All of it."""
         return carry_over(start.values, start.config, initial, settings.model)
+
+    def describe(
+        self, settings: TextSettings, data: TextData, *, dtype: str = "float32", kept: Assets | None = None
+    ) -> dict[str, object]:
+        """With the files of the trained model; those of its tokenizer too, unless the text has another."""
+        if kept is not None and "n_ctx" in kept.carried:  # an old name of the context
+            kept = replace(kept, carried={**kept.carried, "n_ctx": settings.model.context})
+        found = super().describe(settings, data, dtype=dtype, kept=kept)
+        if kept is None:
+            return found
+        if data.tokenizer is not None and not kept.encodes_as(data.tokenizer):
+            return {name: text for name, text in kept.files.items() if name not in TOKENIZER_FILES} | found
+        found.pop("tokenizer_config.json", None)
+        return found | dict(kept.files)
 
 
 FOLDER, TUNED_TEXT = FolderTask(), TunedTextTask()

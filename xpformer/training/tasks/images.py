@@ -14,6 +14,7 @@ from xpformer.data.files import load_image
 from xpformer.data.images import ImageData
 from xpformer.data.preprocess import Preprocessor
 from xpformer.errors import DataError
+from xpformer.interop.assets import Assets
 from xpformer.interop.families import describe, family_of
 from xpformer.interop.preprocessor import FILE
 from xpformer.layers import Layer
@@ -100,14 +101,18 @@ class ImageTask(Task[Settings, ImageData]):
         """(C, H, W)."""
         return (settings.model.channels, settings.model.image_size, settings.model.image_size), 0
 
-    def describe(self, settings: Settings, data: ImageData, *, dtype: str = "float32") -> dict[str, object]:
+    def describe(
+        self, settings: Settings, data: ImageData, *, dtype: str = "float32", kept: Assets | None = None
+    ) -> dict[str, object]:
         """The model's shape, and how an image becomes its input, for us and for Hugging Face.
 
         While a LoRA learns, the weights are those of no other class; ``save_pretrained`` and ``convert`` merge it.
         """
         shape = {"mean": list(data.mean), "std": list(data.std), "image_shape": list(data.image_shape)}
+        carried, own = kept.carried if kept else {}, bool(settings.tuning.lora) or None
         return {
-            "config.json": describe(settings.model, data.classes, dtype, own=bool(settings.tuning.lora) or None),
+            **(kept.files if kept else {}),
+            "config.json": describe(settings.model, data.classes, dtype, carried=carried, own=own),
             "preprocessor.json": shape,
             FILE: self.preprocessor(settings, shape).to_json(),
         }

@@ -13,7 +13,7 @@ from xpformer.data.corpora import corpus_data
 from xpformer.data.text import TextData
 from xpformer.data.tokenizers import UNKNOWN, Unknown
 from xpformer.errors import ConfigError, suggest
-from xpformer.interop.assets import ends_of_text, tokenizer_config
+from xpformer.interop.assets import Assets, ends_of_text, tokenizer_config
 from xpformer.interop.families import describe
 from xpformer.layers import Layer
 from xpformer.models.gpt import GPT, GPTConfig
@@ -159,9 +159,11 @@ class TextTask(Task[TextSettings, TextData]):
         """(T,) ids."""
         return (settings.model.context,), settings.model.vocabulary
 
-    def describe(self, settings: TextSettings, data: TextData, *, dtype: str = "float32") -> dict[str, object]:
+    def describe(
+        self, settings: TextSettings, data: TextData, *, dtype: str = "float32", kept: Assets | None = None
+    ) -> dict[str, object]:
         """The model's shape and its tokenizer."""
-        carried, own = ends_of_text(data.tokenizer), bool(settings.tuning.lora) or None
+        carried, own = kept.carried if kept else ends_of_text(data.tokenizer), bool(settings.tuning.lora) or None
         found: dict[str, object] = {"config.json": describe(settings.model, (), dtype, carried=carried, own=own)}
         if data.tokenizer is None:
             return found
