@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -106,6 +107,17 @@ def _flatten(x: Tensor, *, start: int = 1, end: int = -1) -> Tensor:
     return x.flatten(start, end)
 
 
+def _pad(x: Tensor, *, after: tuple[int, ...]) -> Tensor:
+    return F.pad(x, [n for count in reversed(after) for n in (0, count)]) if any(after) else x
+
+
+def _patch_merging(x: Tensor, *, grid: tuple[int, int]) -> Tensor:
+    """As transformers' SwinPatchMerging."""
+    pixels = F.pad(x.unflatten(-2, grid), (0, 0, 0, grid[1] % 2, 0, grid[0] % 2))
+    parts = [pixels[..., row::2, column::2, :] for column in range(2) for row in range(2)]
+    return torch.cat(parts, -1).flatten(-3, -2)
+
+
 def _patchify(x: Tensor, *, patch: int | tuple[int, int]) -> Tensor:
     columns = F.unfold(x.reshape(-1, *x.shape[-3:]), patch, stride=patch)  # (n, C p q, N)
     return columns.transpose(1, 2).reshape(*x.shape[:-3], columns.shape[2], columns.shape[1])
@@ -114,6 +126,45 @@ def _patchify(x: Tensor, *, patch: int | tuple[int, int]) -> Tensor:
 def _prepend_token(x: Tensor, token: Tensor) -> Tensor:
     rows = torch.atleast_2d(token)
     return torch.cat([rows.expand(*x.shape[:-2], *rows.shape), x], -2)
+
+
+def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else value
+
+
+def _relative_position_bias(table: Tensor, mask: Tensor | None = None, *, window: int | tuple[int, int]) -> Tensor:
+    """As transformers' SwinRelativePositionBias."""
+    down, across = _pair(window)
+    place = torch.stack(torch.meshgrid(torch.arange(down), torch.arange(across), indexing="ij")).flatten(1)
+    apart = place[:, :, None] - place[:, None, :]  # (2, hw, hw)
+    bias = table.unflatten(0, (2 * down - 1, 2 * across - 1))[apart[0] + down - 1, apart[1] + across - 1]
+    bias = bias.permute(2, 0, 1)
+    return bias if mask is None else bias + mask[:, None]
+
+
+def _window_partition(
+    x: Tensor, *, grid: tuple[int, int], window: int | tuple[int, int], shift: int | tuple[int, int] = 0
+) -> Tensor:
+    """Blocks of an image, as a convolution reads them."""
+    lead, window, (down, across) = x.shape[:-2], _pair(window), _pair(shift)
+    images = x.reshape(math.prod(lead), *grid, x.shape[-1]).permute(0, 3, 1, 2)
+    images = F.pad(images, (0, -grid[1] % window[1], 0, -grid[0] % window[0])).roll((-down, -across), (2, 3))
+    columns = F.unfold(images, window, stride=window)  # (n, D h w, windows)
+    return (
+        columns.unflatten(1, (x.shape[-1], -1))
+        .permute(0, 3, 2, 1)
+        .reshape(*lead, columns.shape[2], math.prod(window), x.shape[-1])
+    )
+
+
+def _window_reverse(
+    x: Tensor, *, grid: tuple[int, int], window: int | tuple[int, int], shift: int | tuple[int, int] = 0
+) -> Tensor:
+    lead, window, (down, across) = x.shape[:-3], _pair(window), _pair(shift)
+    columns = x.reshape(math.prod(lead), *x.shape[-3:]).permute(0, 3, 2, 1).flatten(1, 2)
+    padded = (grid[0] + -grid[0] % window[0], grid[1] + -grid[1] % window[1])
+    images = F.fold(columns, padded, window, stride=window).roll((down, across), (2, 3))
+    return images[:, :, : grid[0], : grid[1]].permute(0, 2, 3, 1).reshape(*lead, math.prod(grid), x.shape[-1])
 
 
 def _rotary(x: Tensor, positions: Tensor, *, base: float = 10000.0) -> Tensor:
@@ -160,11 +211,15 @@ ORACLES: dict[str, Callable[..., Any]] = {
     "linear": lambda x, w, b=None: F.linear(x, w.T, b),
     "mean_tokens": lambda x: x.mean(-2),
     "mse": lambda x, t, *, denominator=None: _mean(F.mse_loss(x, t, reduction="none"), denominator),
+    "pad": _pad,
+    "patch_merging": _patch_merging,
     "patchify": _patchify,
     "prepend_token": _prepend_token,
     "project_to_vocabulary": F.linear,
+    "relative_position_bias": _relative_position_bias,
     "relu": F.relu,
     "rms_norm": lambda x, w, *, eps=1e-6: F.rms_norm(x, x.shape[-1:], w, eps),
+    "roll": lambda x, *, shift, axis: torch.roll(x, shift, axis),
     "rotary": _rotary,
     "sigmoid": torch.sigmoid,
     "silu": F.silu,
@@ -173,5 +228,7 @@ ORACLES: dict[str, Callable[..., Any]] = {
     "swiglu": _swiglu,
     "take_token": lambda x, *, index=0: x[..., index, :],
     "tanh": torch.tanh,
+    "window_partition": _window_partition,
+    "window_reverse": _window_reverse,
 }
 """Operation to the same in torch, called with the same arguments and options."""

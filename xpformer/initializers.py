@@ -87,6 +87,19 @@ def position_table(kind: str, grid: tuple[int, int], dim: int, *, token: bool) -
     return np.concatenate([np.zeros((1, dim)), fixed]) if token else fixed
 
 
+def shift_mask(grid: tuple[int, int], window: tuple[int, int], shift: tuple[int, int], apart: float) -> np.ndarray:
+    """``apart`` between tokens of a window that lay at opposite edges of the grid, else 0: (windows, tokens, tokens).
+
+    The grid was turned by ``shift`` to the top left, so that its first rows and columns stand last; the last window of
+    a row or column holds both edges.
+    """
+    down, across = (np.arange(n) >= n - s for n, s in zip(grid, shift, strict=True))
+    edge = down[:, None] + 2 * across  # (H, W)
+    edge = edge.reshape(grid[0] // window[0], window[0], grid[1] // window[1], window[1]).swapaxes(1, 2)
+    edge = edge.reshape(-1, window[0] * window[1])  # (windows, tokens)
+    return np.where(edge[:, :, None] == edge[:, None, :], 0.0, apart)
+
+
 def resize_positions(table: np.ndarray, old: tuple[int, int], new: tuple[int, int], *, token: bool) -> np.ndarray:
     """A learned table (tokens, dim) of a grid of ``old`` rows and columns for one of ``new``; a class token stays.
 

@@ -13,6 +13,7 @@ from xpformer.functional import OPERATIONS
 from xpformer.rng import MaskKey
 
 KEY = MaskKey(1, 2)
+GRID = {"grid": (2, 3)}
 
 
 def a(*shape: int) -> np.ndarray:
@@ -95,6 +96,39 @@ error("rotary", ShapeError, "positions have shape (2, 1)", a(2, 3, 5, 6), np.one
 error("rotary", ShapeError, "positions have dtype float64, expected integers", a(2, 3, 5, 6), a(3))
 error("project_to_vocabulary", ShapeError, "weight has shape (5, 4), expected (V, 3)", a(2, 3), a(5, 4))
 error("project_to_vocabulary", ShapeError, "weight has shape (5, 4), expected (V, ?)", a(), a(5, 4))
+error(
+    "pad", ShapeError, "after is (0, 2), expected 3 numbers, none below 0, one for each axis", a(2, 3, 4), after=(0, 2)
+)
+error("pad", ShapeError, "after is (0, 2), expected 3 numbers, none below 0, one for each", a(2, 3, 4), after=(0, 2))
+error("pad", ShapeError, "after is (0, -1), expected 2 numbers, none below 0", a(2, 3), after=(0, -1))
+error("roll", ShapeError, "shift (1,) along axes (0, 1) does not fit x (2, 3), ", a(2, 3), shift=(1,), axis=(0, 1))
+error("roll", ShapeError, "shift (1,) along axes (2,) does not fit x (2, 3), ", a(2, 3), shift=(1,), axis=(2,))
+error("roll", ShapeError, "expected one shift for each axis", a(2, 3), shift=(1,), axis=(-3,))
+error("patch_merging", ShapeError, "x has shape (2, 7, 3), expected (..., 6, D), a grid of 2 x 3", a(2, 7, 3), **GRID)
+error("patch_merging", ShapeError, "x has shape (6,), expected (..., 6, D)", a(6), **GRID)
+error("window_partition", ShapeError, "expected (..., 6, D), a grid of 2 x 3 tokens", a(2, 7, 3), **GRID, window=2)
+error("window_partition", ShapeError, "x has shape (6,), expected (..., 6, D)", a(6), **GRID, window=2)
+error("window_partition", ShapeError, "grid (2, 3) and window 0 must be at least 1", a(2, 6, 3), **GRID, window=0)
+error("window_partition", ShapeError, "grid (0, 3) and window 2 must be", a(2, 0, 3), grid=(0, 3), window=2)
+error(
+    "window_partition", ShapeError, "shift is 2, expected 0 <= shift < window, which is 2",
+    a(2, 6, 3), **GRID, window=2, shift=2,
+)  # fmt: skip
+error("window_reverse", ShapeError, "shift is (0, -1), expected 0", a(2, 2, 4, 3), **GRID, window=2, shift=(0, -1))
+error(
+    "window_reverse", ShapeError,
+    "x has shape (3, 4, 5), expected (..., 2, 4, D), the windows of 2 x 2 of a grid of 2 x 3 tokens",
+    a(3, 4, 5), **GRID, window=2,
+)  # fmt: skip
+error("window_reverse", ShapeError, "x has shape (2, 4), expected (..., 2, 4, D)", a(2, 4), **GRID, window=2)
+error(
+    "relative_position_bias", ShapeError,
+    "table has shape (8, 2), expected (15, H), as many rows as tokens in a window of 2 x 3 have distances",
+    a(8, 2), window=(2, 3),
+)  # fmt: skip
+error("relative_position_bias", ShapeError, "table has shape (9,), expected (9, H)", a(9), window=2)
+error("relative_position_bias", ShapeError, "mask has shape (4, 4), expected (N, 4, 4)", a(9, 2), a(4, 4), window=2)
+error("relative_position_bias", ShapeError, "(5, 4, 3), expected (5, 4, 4), one", a(9, 2), a(5, 4, 3), window=2)
 error("dropout", ConfigError, "dropout: rate is 1.0, expected the share of elements to drop", a(2), rate=1.0, key=KEY)
 error("drop_path", ConfigError, "drop_path: rate is -0.1", a(2), rate=-0.1, key=KEY)
 error("drop_path", ShapeError, "x has shape (), expected its first axis to count the samples", a(), rate=0.1, key=KEY)

@@ -11,11 +11,13 @@ import pytest
 from xpformer.analysis.cases import CASES, Case, case
 from xpformer.analysis.compare import compare_operation
 from xpformer.analysis.gradient_check import check_operation, failures
-from xpformer.array import namespace
+from xpformer.array import namespace, size
 from xpformer.backend import Backend
 from xpformer.functional import OPERATIONS
 from xpformer.functional._op import Pair
+from xpformer.functional.patch_merging import merged_grid
 from xpformer.functional.random_bits import keep_mask
+from xpformer.functional.window_partition import Windows
 from xpformer.rng import MaskKey
 
 
@@ -289,6 +291,113 @@ def gate_and_value_swapped(dy: Any, saved: Any, *, need: Any = None) -> Any:
 def table_averaged_over_the_tokens(dy: Any, saved: Any, *, need: Any = None) -> Any:
     dx, dweight = right("project_to_vocabulary", dy, saved, need)
     return dx, None if dweight is None else dweight / max(2, dy.size // dy.shape[-1])
+
+
+# ---- tokens gathered ----
+
+
+@mistake("pad")
+def cropped_from_the_wrong_end(dy: Any, saved: Any, *, need: Any = None) -> Any:
+    return only(need, "pad", dy[tuple(slice(m - n, m) for m, n in zip(dy.shape, saved.shape, strict=True))])
+
+
+@mistake("roll")
+def rolled_on_instead_of_back(dy: Any, saved: Any, *, need: Any = None) -> Any:
+    return right("roll", dy, saved._replace(shift=tuple(-s for s in saved.shift)), need)
+
+
+@mistake("roll")
+def first_axis_rolled_alone(dy: Any, saved: Any, *, need: Any = None) -> Any:
+    return right("roll", dy, saved._replace(shift=saved.shift[:1], axis=saved.axis[:1]), need)
+
+
+@mistake("patch_merging")
+def neighbours_row_by_row(dy: Any, saved: Any, *, need: Any = None) -> Any:
+    parts = np.reshape(dy, (*dy.shape[:-1], 2, 2, dy.shape[-1] // 4))
+    return right("patch_merging", np.reshape(np.swapaxes(parts, -3, -2), dy.shape), saved, need)
+
+
+@mistake("patch_merging")
+def padding_in_front(dy: Any, saved: Any, *, need: Any = None) -> Any:
+    rows, columns = merged_grid(saved.grid)
+    (dx,) = right("patch_merging", dy, saved._replace(grid=(2 * rows, 2 * columns)), need)
+    if dx is None:
+        return (None,)
+    dx = np.reshape(dx, (*dy.shape[:-2], 2 * rows, 2 * columns, dy.shape[-1] // 4))
+    dx = dx[..., 2 * rows - saved.grid[0] :, 2 * columns - saved.grid[1] :, :]
+    return (np.reshape(dx, (*dx.shape[:-3], size(saved.grid), dx.shape[-1])),)
+
+
+def turned(dx: Any, windows: Windows, shift: tuple[int, int]) -> Any:
+    """The grid of tokens ``dx`` rolled."""
+    grid = np.reshape(dx, (-1, *windows.grid, dx.shape[-1]))
+    return np.reshape(np.roll(grid, shift, (1, 2)), dx.shape)
+
+
+@mistake("window_partition")
+def shift_forgotten(dy: Any, saved: Any, *, need: Any = None) -> Any:
+    return right("window_partition", dy, saved._replace(windows=saved.windows._replace(shift=(0, 0))), need)
+
+
+@mistake("window_partition")
+def shift_of_the_cropped_grid(dy: Any, saved: Any, *, need: Any = None) -> Any:
+    """Cropped before it is turned back."""
+    (dx,) = right("window_partition", dy, saved._replace(windows=saved.windows._replace(shift=(0, 0))), need)
+    return (None if dx is None else turned(dx, saved.windows, saved.windows.shift),)
+
+
+@mistake("window_partition")
+def windows_put_back_by_columns(dy: Any, saved: Any, *, need: Any = None) -> Any:
+    rows, columns = saved.windows.counts
+    grid = np.reshape(dy, (*dy.shape[:-3], columns, rows, *dy.shape[-2:]))
+    return right("window_partition", np.reshape(np.swapaxes(grid, -4, -3), dy.shape), saved, need)
+
+
+@mistake("window_reverse")
+def shift_of_the_wrong_sign(dy: Any, saved: Any, *, need: Any = None) -> Any:
+    w = saved.windows
+    back = tuple((n - s) % n for s, n in zip(w.shift, w.window, strict=True))
+    return right("window_reverse", dy, saved._replace(windows=w._replace(shift=back)), need)
+
+
+@mistake("window_reverse")
+def tokens_of_a_window_by_columns(dy: Any, saved: Any, *, need: Any = None) -> Any:
+    (dx,) = right("window_reverse", dy, saved, need)
+    if dx is None:
+        return (None,)
+    down, across = saved.windows.window
+    tokens = np.reshape(dx, (*dx.shape[:-2], down, across, dx.shape[-1]))
+    return (np.reshape(np.swapaxes(tokens, -3, -2), dx.shape),)
+
+
+@mistake("relative_position_bias")
+def one_window_alone(dy: Any, saved: Any, *, need: Any = None) -> Any:
+    dtable, dmask = right("relative_position_bias", dy, saved, need)
+    if saved.has_mask and dy.shape[0]:
+        first = right("relative_position_bias", dy[:1], saved, ("table",))[0]
+        dtable = None if dtable is None else first
+    return dtable, dmask
+
+
+@mistake("relative_position_bias")
+def key_before_query(dy: Any, saved: Any, *, need: Any = None) -> Any:
+    _, dmask = right("relative_position_bias", dy, saved, need)
+    return right("relative_position_bias", np.swapaxes(dy, -2, -1), saved, need)[0], dmask
+
+
+@mistake("relative_position_bias")
+def rows_taken_for_columns(dy: Any, saved: Any, *, need: Any = None) -> Any:
+    dtable, dmask = right("relative_position_bias", dy, saved, need)
+    if dtable is None:
+        return dtable, dmask
+    down, across = (2 * n - 1 for n in saved.window)
+    return np.reshape(np.swapaxes(np.reshape(dtable, (down, across, -1)), 0, 1), dtable.shape), dmask
+
+
+@mistake("relative_position_bias")
+def mask_of_the_first_head(dy: Any, saved: Any, *, need: Any = None) -> Any:
+    dtable, dmask = right("relative_position_bias", dy, saved, need)
+    return dtable, None if dmask is None else dy[:, 0]
 
 
 @pytest.mark.parametrize("name", MISTAKES)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.layers.test_memory import Peak, trained_model
-from xpformer.analysis.layer_cases import LayerCase, gpt_case, vit_case
+from xpformer.analysis.layer_cases import LayerCase, gpt_case, swin_case, vit_case
 from xpformer.analysis.summary import _kept
 from xpformer.backend import Backend
 from xpformer.errors import TapeError
@@ -47,6 +47,7 @@ class SharedBlock(Layer):
 CASES = {
     "ViT": vit_case(**DROPS, drop_path=0.4, depth=3),
     "ViT, flattened": vit_case(pool="flatten", attention_projection=False, patch_norm=True),
+    "Swin": swin_case(**DROPS, drop_path=0.4, depths=(2, 2)),
     "GPT, tied": gpt_case(**DROPS, embedding_dropout=0.1, head="tied"),
     "GPT, as Llama": gpt_case(
         positions="rotary", norm="rms_norm", activation="swiglu", head="free", heads=4, kv_heads=2, **DROPS

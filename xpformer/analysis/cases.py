@@ -15,134 +15,55 @@ the gradient check.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from xpformer.analysis.case import (
+    KEY,
+    LATE_KEY,
+    Case,
+    additive,
+    allowed,
+    away_from_zero,
+    case,
+    integers,
+    shape_case,
+    shares,
+    uniform,
+    wide,
+)
 from xpformer.analysis.layer_cases import LAYERS, LayerCase
-from xpformer.array import HostArray
-from xpformer.rng import MaskKey, host_generator
+from xpformer.array import size
+from xpformer.functional._op import both
+from xpformer.functional.window_partition import Windows
 
-__all__ = ["CASES", "LAYERS", "Arguments", "Case", "Generator", "LayerCase"]
-
-Generator = np.random.Generator
-
-
-class Arguments(NamedTuple):
-    """What an operation or kernel is called with: float64, integer or boolean host arrays (or ``None``), options."""
-
-    arrays: tuple[Any, ...]
-    options: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Case:
-    """Named arguments of one operation or kernel."""
-
-    name: str
-    make: Callable[[Generator], Arguments]
-    shape_only: bool = False
-    """Whether the case is there for its shape and exempt from the gradient check."""
-
-    def draw(self, seed: int = 0) -> Arguments:
-        """The arguments, the same for the same seed."""
-        return self.make(host_generator(seed, "case", self.name))
-
-
-def case(name: str, *arrays: Any, shape_only: bool = False, **options: Any) -> Case:
-    """A case whose arrays are given as shapes (normal numbers), as functions of a generator, or as they are."""
-
-    def make(generator: Generator) -> Arguments:
-        return Arguments(tuple(_array(generator, a) for a in arrays), options)
-
-    return Case(name, make, shape_only)
-
-
-def shape_case(name: str, *arrays: Any, **options: Any) -> Case:
-    """A case that is there for its shape."""
-    return case(name, *arrays, shape_only=True, **options)
-
-
-def _array(generator: Generator, given: Any) -> Any:
-    if isinstance(given, tuple):
-        return np.asarray(generator.standard_normal(given))
-    return given(generator) if callable(given) else given
-
-
-def away_from_zero(*shape: int) -> Callable[[Generator], HostArray]:
-    """Normal numbers, none nearer to zero than 0.1."""
-
-    def make(generator: Generator) -> HostArray:
-        x = generator.standard_normal(shape)
-        return np.asarray(x + np.copysign(0.1, x))
-
-    return make
-
-
-def wide(*shape: int, scale: float = 3.0) -> Callable[[Generator], HostArray]:
-    """Normal numbers of this standard deviation."""
-    return lambda generator: scale * generator.standard_normal(shape)
-
-
-def uniform(*shape: int) -> Callable[[Generator], HostArray]:
-    """Numbers in [0, 1)."""
-    return lambda generator: generator.uniform(size=shape)
-
-
-def shares(*shape: int) -> Callable[[Generator], HostArray]:
-    """Positive rows that sum to one."""
-    return lambda generator: np.asarray(generator.dirichlet(np.ones(shape[-1]), shape[:-1]))
-
-
-def integers(
-    high: int, *shape: int, dtype: str = "int64", holes: int | None = None
-) -> Callable[[Generator], HostArray]:
-    """Integers in [0, high), about a third of them replaced by ``holes`` if that is given."""
-
-    def make(generator: Generator) -> HostArray:
-        x = generator.integers(0, high, shape)
-        if holes is not None:
-            x = np.where(generator.permutation(x.size).reshape(shape) % 3 == 0, holes, x)
-        return x.astype(dtype)
-
-    return make
-
-
-def allowed(*shape: int, empty_row: bool = False) -> Callable[[Generator], HostArray]:
-    """A boolean mask with at least one key a row, or with one query row (..., T, S) that sees no key."""
-
-    def make(generator: Generator) -> HostArray:
-        mask = generator.uniform(size=shape) < 0.6
-        mask[..., 0] = True
-        if empty_row:
-            mask[..., 1, :] = False
-        return mask
-
-    return make
-
-
-def additive(
-    *shape: int, masked: bool = False, empty_row: bool = False, hidden: float = -np.inf
-) -> Callable[[Generator], HostArray]:
-    """Numbers to add to the scores; if ``masked``, or another number is to hide, some are ``hidden``."""
-
-    def make(generator: Generator) -> HostArray:
-        scores = generator.standard_normal(shape)
-        keep = allowed(*shape, empty_row=empty_row)(generator)
-        return np.asarray(np.where(keep, scores, hidden) if masked or hidden > -np.inf else scores)
-
-    return make
-
-
-KEY = MaskKey(0x9E3779B9, 0x7F4A7C15)
-LATE_KEY = MaskKey(0x12345678, 0xFEDCBA98, first_sample=2**31)
+__all__ = ["CASES", "KEY", "LAYERS", "Case", "LayerCase", "case", "shape_case"]
 
 _QKV = ((3, 5, 4, 6), (3, 7, 4, 6), (3, 7, 4, 8))  # B=3 T=5 S=7 H=4 d=6 e=8
 _GROUPED = ((3, 5, 4, 6), (3, 7, 2, 6), (3, 7, 2, 8))  # G=2
 _WINDOWS = ((2, 3, 5, 4, 6), (2, 3, 7, 4, 6), (2, 3, 7, 4, 8))  # N=3 windows of B=2 images
 _SELF = ((3, 5, 4, 6), (3, 5, 4, 6), (3, 5, 4, 8))
+
+_CUTS: dict[str, dict[str, Any]] = {
+    "square windows": {"grid": (4, 6), "window": 2},
+    "rows shifted": {"grid": (6, 8), "window": (2, 4), "shift": (1, 0)},
+    "columns shifted": {"grid": (6, 8), "window": (2, 4), "shift": (0, 3)},
+    "padded": {"grid": (5, 7), "window": (2, 4)},
+    "padded, shifted": {"grid": (5, 7), "window": (2, 4), "shift": (1, 2)},
+}
+_EDGE_CUTS: dict[str, dict[str, Any]] = {
+    "one token": {"grid": (1, 1), "window": 1},
+    "the grid is the window": {"grid": (3, 4), "window": (3, 4), "shift": (1, 2)},
+    "the window is larger": {"grid": (2, 3), "window": (3, 5), "shift": (2, 4)},
+}
+
+
+def _windows(batch: int, dim: int, *, grid: tuple[int, int], window: Any, shift: Any = 0) -> tuple[int, ...]:
+    """The shape of a grid's windows."""
+    windows = Windows(grid, both(window))
+    return batch, size(windows.counts), windows.tokens, dim
+
 
 CASES: dict[str, tuple[Case, ...]] = {
     "add_broadcast": (
@@ -324,6 +245,23 @@ CASES: dict[str, tuple[Case, ...]] = {
         case("denominator", (3, 5), (3, 5), denominator=40),
         shape_case("empty batch", (0, 5), (0, 5)),
     ),
+    "pad": (
+        case("one axis", (2, 3, 4), after=(0, 2, 0)),
+        case("every axis", (2, 3, 4), after=(1, 3, 2)),
+        case("nothing", (2, 3), after=(0, 0)),
+        shape_case("a number", (), after=()),
+        shape_case("an empty axis", (2, 0), after=(0, 3)),
+        shape_case("empty batch", (0, 3, 4), after=(0, 2, 1)),
+    ),
+    "patch_merging": (
+        case("even grid", (2, 24, 3), grid=(4, 6)),
+        case("odd rows", (2, 12, 5), grid=(3, 4)),
+        case("odd grid", (2, 15, 4), grid=(3, 5)),
+        case("two leading axes", (2, 4, 15, 3), grid=(3, 5)),
+        case("no leading axis", (10, 3), grid=(2, 5)),
+        shape_case("one token", (2, 1, 3), grid=(1, 1)),
+        shape_case("empty batch", (0, 15, 3), grid=(3, 5)),
+    ),
     "patchify": (
         case("square patches", (2, 3, 4, 6), patch=2),
         case("oblong patches", (2, 3, 4, 15), patch=(2, 5)),
@@ -350,6 +288,14 @@ CASES: dict[str, tuple[Case, ...]] = {
         shape_case("larger", (37, 65), (33, 65)),
         shape_case("empty batch", (0, 3, 4), (5, 4)),
     ),
+    "relative_position_bias": (
+        case("square window", (25, 2), window=3),
+        case("mask", (15, 4), (5, 6, 6), window=(2, 3)),
+        case("mask of a tall window", (21, 2), wide(3, 8, 8, scale=100.0), window=(4, 2)),
+        shape_case("one token and mask", (1, 3), (4, 1, 1), window=1),
+        shape_case("as in the paper", (169, 3), (4, 49, 49), window=7),
+        shape_case("no windows", (9, 3), (0, 4, 4), window=2),
+    ),
     "relu": (
         case("plain", away_from_zero(4, 5)),
         shape_case("zero", np.zeros((2, 3))),
@@ -366,6 +312,15 @@ CASES: dict[str, tuple[Case, ...]] = {
         shape_case("one number a row", (4, 1), (1,)),
         shape_case("zeros", np.zeros((4, 7)), (7,)),
         shape_case("empty batch", (0, 3, 7), (7,)),
+    ),
+    "roll": (
+        case("one axis", (2, 5), shift=(2,), axis=(1,)),
+        case("backwards", (3, 5), shift=(-2,), axis=(0,)),
+        case("several axes", (2, 5, 7, 3), shift=(2, -3), axis=(1, -2)),
+        case("further than the axis", (2, 5), shift=(12,), axis=(-1,)),
+        case("nothing", (2, 5), shift=(0, 0), axis=(0, 1)),
+        shape_case("one place", (2, 1), shift=(3,), axis=(1,)),
+        shape_case("empty batch", (0, 5, 7), shift=(1, -1), axis=(1, 2)),
     ),
     "rotary": (
         case("positions", (2, 5, 3, 8), np.arange(5)),
@@ -427,6 +382,20 @@ CASES: dict[str, tuple[Case, ...]] = {
         case("plain", wide(4, 5)),
         shape_case("far out", np.linspace(-400.0, 400.0, 41)),
         shape_case("empty", (0, 5)),
+    ),
+    "window_partition": (
+        *(case(name, (2, size(cut["grid"]), 5), **cut) for name, cut in _CUTS.items()),
+        case("two leading axes", (2, 4, 15, 5), grid=(3, 5), window=2, shift=1),
+        case("no leading axis", (15, 4), grid=(5, 3), window=(3, 2), shift=(2, 0)),
+        *(shape_case(name, (2, size(cut["grid"]), 3), **cut) for name, cut in _EDGE_CUTS.items()),
+        shape_case("empty batch", (0, 20, 3), grid=(4, 5), window=2, shift=1),
+    ),
+    "window_reverse": (
+        *(case(name, _windows(2, 5, **cut), **cut) for name, cut in _CUTS.items()),
+        case("two leading axes", (2, 5, 6, 4, 3), grid=(3, 5), window=2, shift=1),
+        case("no leading axis", (4, 6, 5), grid=(5, 3), window=(3, 2), shift=(2, 0)),
+        *(shape_case(name, _windows(2, 3, **cut), **cut) for name, cut in _EDGE_CUTS.items()),
+        shape_case("empty batch", (0, 6, 4, 3), grid=(4, 5), window=2, shift=1),
     ),
 }
 """Operation to its cases."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from xpformer.analysis.cases import Case
+from xpformer.analysis.case import Case
 from xpformer.analysis.gradient_check import Probe, Row, arrays_in, seal
 from xpformer.analysis.measure import BACKENDS, Measure, equal, magnitude, relative, right_in_float32, same_bits
 from xpformer.array import HostArray

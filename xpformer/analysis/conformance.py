@@ -17,7 +17,8 @@ from typing import Any
 
 import array_api_compat
 
-from xpformer.analysis.cases import CASES, Case
+from xpformer.analysis.case import Case
+from xpformer.analysis.cases import CASES
 from xpformer.analysis.compare import DTYPES, compare_kernel, compare_operation
 from xpformer.analysis.gradient_check import Probe, Row, check_operation
 from xpformer.analysis.kernel_cases import KERNEL_CASES, KERNELS

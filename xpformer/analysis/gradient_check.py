@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from xpformer.analysis.cases import Case, Generator, LayerCase
+from xpformer.analysis.case import Case, Generator
+from xpformer.analysis.layer_cases import LayerCase
 from xpformer.analysis.measure import BACKENDS, FINITE_DIFFERENCE, Measure, equal, magnitude, same_bits
 from xpformer.array import HostArray, dtype_name
 from xpformer.backend import Backend

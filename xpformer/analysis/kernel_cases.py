@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from xpformer.analysis.cases import KEY, LATE_KEY, Arguments, Case, Generator, case, wide
+from xpformer.analysis.case import KEY, LATE_KEY, Arguments, Case, Generator, case, wide
 from xpformer.functional._op import Kernel
 from xpformer.functional.erf import erf
 from xpformer.functional.random_bits import random_bits

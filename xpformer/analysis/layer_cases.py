@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from xpformer.array import HostArray
+from xpformer.functional.window_partition import Windows
 from xpformer.layers import (
     MLP,
     Activation,
@@ -29,13 +30,16 @@ from xpformer.layers import (
     LowRank,
     MultiHeadAttention,
     NoNorm,
+    PatchMerging,
     Pool,
     Positions,
     RMSNorm,
     TiedHead,
     TokenPositions,
+    WindowAttention,
 )
 from xpformer.models.gpt import GPT, GPTConfig
+from xpformer.models.swin import Swin, SwinConfig
 from xpformer.models.vit import ViT, ViTConfig
 
 
@@ -67,6 +71,22 @@ def vit_case(**changes: Any) -> LayerCase:
     config = ViTConfig(**{"mlp_ratio": 1.5, **options, **changes})
     size = config.image_size
     return _normal(lambda: ViT(config), 3, config.channels, size, size)
+
+
+def swin_case(**changes: Any) -> LayerCase:
+    """A small Swin of two stages: every option can be given."""
+    options = {
+        "image_size": 6,
+        "patch_size": 1,
+        "channels": 2,
+        "dim": 4,
+        "depths": (2, 1),
+        "heads": (1, 2),
+        "window": 4,
+    }
+    config = SwinConfig(**{"classes": 3, "mlp_ratio": 1.5, **options, **changes})
+    size = config.image_size
+    return _normal(lambda: Swin(config), 3, config.channels, size, size)
 
 
 _STEM = {"embedding": "stem", "stem_channels": (4, 5), "stem_strides": (2, 1, 2), "image_size": 8}
@@ -103,6 +123,14 @@ LAYERS: dict[str, LayerCase] = {
     "MultiHeadAttention, attention dropout": _normal(lambda: MultiHeadAttention(6, 2, attention_dropout=0.3), 3, 4, 6),
     "MultiHeadAttention, grouped": _normal(lambda: MultiHeadAttention(12, 6, kv_heads=2), 3, 4, 12),
     "MultiHeadAttention, rotary": _normal(lambda: MultiHeadAttention(8, 2, rotary_base=100.0, causal=True), 3, 5, 8),
+    "WindowAttention": _normal(lambda: WindowAttention(6, 2, windows=Windows((4, 9), (2, 3))), 2, 36, 6),
+    "WindowAttention, shifted, padded": _normal(
+        lambda: WindowAttention(6, 2, windows=Windows((5, 7), (3, 4), (1, 2)), qkv_bias=False), 2, 35, 6
+    ),
+    "WindowAttention, attention dropout": _normal(
+        lambda: WindowAttention(6, 3, windows=Windows((3, 4), (3, 2), (0, 1)), attention_dropout=0.3), 3, 12, 6
+    ),
+    "WindowAttention, one window": _normal(lambda: WindowAttention(6, 2, windows=Windows((2, 3), (2, 3))), 4, 6, 6),
     "Block": _normal(lambda: Block(6, 2, 7), 3, 4, 6),
     "Block, every drop": _normal(lambda: Block(6, 2, 7, dropout=0.2, attention_dropout=0.3, drop_path=0.4), 5, 4, 6),
     "Block, post-norm": _normal(lambda: Block(6, 2, 7, order="post"), 3, 4, 6),
@@ -118,6 +146,9 @@ LAYERS: dict[str, LayerCase] = {
     "Block, attention alone": _normal(
         lambda: Block(6, 2, 7, norm="none", mlp=False, residual=False, projection=False, causal=True), 3, 4, 6
     ),
+    "Block, windows": _normal(
+        lambda: Block(6, 2, 7, windows=Windows((3, 5), (2, 3), (1, 1)), drop_path=0.4, mlp_drop_path=0.2), 7, 15, 6
+    ),
     "Block, no residual": _normal(lambda: Block(6, 2, 7, norm="none", residual=False, drop_path=0.4), 3, 4, 6),
     "Embedding": _ids(lambda: Embedding(7, 5), 7, 3, 4),
     "TiedHead": _normal(lambda: TiedHead(Embedding(7, 5)), 2, 3, 5),
@@ -131,6 +162,9 @@ LAYERS: dict[str, LayerCase] = {
     "Positions, none": _normal(lambda: Positions("none", (2, 3), 5, token=False), 4, 6, 5),
     "ClassToken": _normal(lambda: ClassToken(5), 2, 3, 5),
     "FlattenPatches": _normal(lambda: FlattenPatches(3, 2, 5), 2, 3, 4, 6),
+    "FlattenPatches, padded": _normal(lambda: FlattenPatches(3, 2, 5, pad=True), 2, 3, 3, 5),
+    "PatchMerging": _normal(lambda: PatchMerging((2, 6), 3), 2, 12, 3),
+    "PatchMerging, odd grid": _normal(lambda: PatchMerging((3, 5), 4), 2, 15, 4),
     "ConvPatches": _normal(lambda: ConvPatches([Conv2d(3, 5, 2, stride=2)], "relu"), 2, 3, 4, 6),
     "ConvPatches, overlapping": _normal(lambda: ConvPatches([Conv2d(3, 5, 4, stride=2)], "relu"), 2, 3, 6, 8),
     "ConvPatches, stem": _normal(
@@ -149,6 +183,13 @@ LAYERS: dict[str, LayerCase] = {
     "GPT, post-norm": gpt_case(order="post", positions="sincos1d", activation="gelu_tanh", kv_heads=1),
     "GPT, pairs of tokens": gpt_case(depth=0, positions="none", norm="none", head="free"),
     "GPT, every drop": gpt_case(dropout=0.2, embedding_dropout=0.3, attention_dropout=0.1),
+    "Swin": swin_case(),
+    "Swin, tiny": LayerCase(lambda: Swin(SwinConfig.preset("tiny")), lambda g: g.standard_normal((3, 2, 9, 9))),
+    "Swin, odd image": swin_case(image_size=9, patch_size=2, window=3, activation="gelu_tanh"),
+    "Swin, three stages": swin_case(depths=(2, 1, 2), heads=(1, 2, 4), window=3, qkv_bias=False),
+    "Swin, learned positions": swin_case(positions="learned", patch_size=2, window=2, norm_eps=1e-3),
+    "Swin, every drop": swin_case(dropout=0.2, drop_path=0.3, attention_dropout=0.1, activation="silu"),
+    "Swin, attention's drop path": swin_case(drop_path=0.4, drop_path_on="attention", init="xavier"),
     "ViT": vit_case(),
     "ViT, tiny": LayerCase(lambda: ViT(ViTConfig.preset("tiny")), lambda g: g.standard_normal((3, 1, 6, 6))),
     "ViT, as the reference": vit_case(

@@ -1,9 +1,10 @@
 r"""Tokens of a grid merged two by two (Liu et al. 2021, section 3.1, arXiv:2103.14030).
 
-Forward.  Zeros are appended to a grid of H rows and W columns where these are odd.  With G = ceil(H / 2) and
-K = ceil(W / 2), the four neighbours of a merged token stand side by side, those of a column together:
+Forward.  A row and a column of zeros are appended to a grid of H rows and W columns where these are odd.  The grid of
+merged tokens has G = ceil(H / 2) rows and K = ceil(W / 2) columns; the four neighbours that make its token (g, k) stand
+side by side, column j = 0 before column j = 1 and in each row i = 0 before row i = 1:
 
-    y[n, g K + k, (2 j + i) D + d] = x[n, (2 g + i) W + 2 k + j, d]         i, j = 0, 1      (1)
+    y[n, g K + k, (2 j + i) D + d] = x[n, (2 g + i) W + 2 k + j, d]         (1)
 
 or 0 where 2 g + i = H or 2 k + j = W.
 

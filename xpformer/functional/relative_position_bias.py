@@ -1,22 +1,25 @@
 r"""What Swin adds to the scores of attention in a window: one number for each head and each distance between two tokens
 (Liu et al. 2021, section 3.2, equation 4, arXiv:2103.14030).
 
-Forward.  In a window of h rows and w columns token i stands at row r(i) = floor(i / w) and column c(i) = i mod w.  Two
-tokens are at one of (2 h - 1) (2 w - 1) distances, numbered
+Forward.  In a window of h rows and w columns token i stands at row r(i) = floor(i / w) and column c(i) = i mod w.  From
+key j to query i it is r(i) - r(j) rows down, one of 2 h - 1 numbers, and c(i) - c(j) columns across, one of 2 w - 1.
+These distances, which have a sign, are numbered
 
     p(i, j) = (r(i) - r(j) + h - 1) (2 w - 1) + c(i) - c(j) + w - 1         (1)
 
-and row p of a table B holds a number for each of the heads.  M is added as it is: for window n of a shifted grid, a
-large negative number where i and j did not lie beside each other.
+from 0 to (2 h - 1) (2 w - 1) - 1, and row p of a table B holds a number for each head g.  M is added as it is: in the
+windows n of a shifted grid a large negative number where i and j lay at opposite edges of it.
 
     y[n, g, i, j] = B[p(i, j), g] + M[n, i, j]                              (2)
+
+Without M all windows have the same numbers, and y and the sum in (3) have no n.
 
 Backward.  All pairs at one distance share a number, in all windows, so that their gradients add up:
 
     dB[q, g] = sum_n sum_ij 1[p(i, j) = q] dy[n, g, i, j]                   (3)
     dM[n, i, j] = sum_g dy[n, g, i, j]                                      (4)
 
-(3) is the scattered addition of `embedding`.
+(3) is the sum over n, then the scattered addition of `embedding`.
 """
 
 from __future__ import annotations
@@ -82,7 +85,7 @@ def pair_index(like: Array, window: tuple[int, int]) -> Array:
     token = xp.arange(down * across, **where)
     place = (token // across) * (2 * across - 1) + token % across
     centre = (down - 1) * (2 * across - 1) + across - 1
-    index: Array = xp.expand_dims(place, axis=1) - xp.expand_dims(place, axis=0) + centre
+    index: Array = xp.expand_dims(place, axis=1) - xp.expand_dims(place, axis=0) + centre  # place(i) - place(j)
     return index
 
 

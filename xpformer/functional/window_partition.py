@@ -3,14 +3,17 @@ arXiv:2103.14030).
 
 Forward.  The tokens of a grid of H rows and W columns stand row after row.  Zeros are appended until windows of h rows
 and w columns tile it, H' = G h by W' = K w; the grid is turned by the shift (a, b) to the top left, so that windows
-cover what lay across the borders of others; then it is cut.  With r = g h + i + a mod H' and c = k w + j + b mod W',
+cover what lay across the borders of others; then it is cut.  Token (i, j) of window (g, k), where 0 <= i < h,
+0 <= j < w, 0 <= g < G and 0 <= k < K, is the token of the padded grid at
 
-    y[n, g K + k, i w + j] = x[n, r W + c]   where r < H and c < W, else 0  (1)
+    r = (g h + i + a) mod H'        c = (k w + j + b) mod W'                (1)
 
-Backward.  Each token stands in one window, so the gradient goes the way back, which is the operation `window_reverse`,
-and what arrives at the zeros is dropped:
+    y[n, g K + k, i w + j] = x[n, r W + c]   if r < H and c < W, else 0     (2)
 
-    dx[n, r W + c] = dy[n, g K + k, i w + j]                                (2)
+Backward.  (1) is one to one: each token of the grid stands in one window.  So its gradient is that of its copy, and
+what arrives at the zeros is dropped, which is the forward of `window_reverse`:
+
+    dx[n, r W + c] = dy[n, g K + k, i w + j]   for r < H and c < W          (3)
 """
 
 from __future__ import annotations
@@ -53,7 +56,7 @@ class Windows(NamedTuple):
 class WindowPartitionSaved(NamedTuple):
     """What the backward of :data:`window_partition` needs."""
 
-    windows: Windows  # for (2)
+    windows: Windows  # for (1) in (3)
 
 
 def forward(
@@ -76,7 +79,7 @@ def forward(
             f"window_partition: x has shape {tuple(x.shape)}, expected (..., {size(grid)}, D), a grid of "
             f"{grid[0]} x {grid[1]} tokens"
         )
-    return cut(x, windows), WindowPartitionSaved(windows)
+    return cut(x, windows), WindowPartitionSaved(windows)  # (2)
 
 
 def check_windows(
@@ -92,7 +95,7 @@ def check_windows(
 
 
 def cut(x: Array, windows: Windows) -> Array:
-    """(1): (..., H W, D) -> (..., G K, h w, D)."""
+    """(2): (..., H W, D) -> (..., G K, h w, D)."""
     xp = namespace(x)
     (rows, columns), (down, across), lead, count = windows.counts, windows.window, x.shape[:-2], size(x.shape[:-2])
     shape = (count, *windows.grid, x.shape[-1])
@@ -106,7 +109,7 @@ def cut(x: Array, windows: Windows) -> Array:
 
 
 def join(y: Array, windows: Windows) -> Array:
-    """(2): (..., G K, h w, D) -> (..., H W, D)."""
+    """(3): (..., G K, h w, D) -> (..., H W, D)."""
     xp = namespace(y)
     (rows, columns), (down, across), lead, count = windows.counts, windows.window, y.shape[:-3], size(y.shape[:-3])
     grid = xp.permute_dims(xp.reshape(y, (count, rows, columns, down, across, y.shape[-1])), (0, 1, 3, 2, 4, 5))
@@ -118,7 +121,7 @@ def join(y: Array, windows: Windows) -> Array:
 
 def backward(dy: Array, saved: WindowPartitionSaved, *, need: Need = None) -> tuple[Array | None]:
     """``dx``: the windows put together again."""
-    return (join(dy, saved.windows) if needs(need, "x") else None,)  # (2)
+    return (join(dy, saved.windows) if needs(need, "x") else None,)  # (3)
 
 
 window_partition = Op("window_partition", forward, backward)

@@ -1,17 +1,18 @@
 r"""Windows put together into the grid that they were cut from: the way back of `window_partition`.
 
-Forward, with the padded grid of H' by W' tokens, windows of h by w, G by K of them, and the shift (a, b), for the token
-at row r < H and column c < W: it lies at row r - a mod H' and column c - b mod W' of the turned grid, so in window
-(g, k) at (i, j) with g h + i = r - a mod H', k w + j = c - b mod W':
+Forward, with the padded grid of H' = G h by W' = K w tokens and the shift (a, b).  The token at row r < H and column
+c < W of the grid is token (i, j) of window (g, k), where
 
-    y[n, r W + c] = x[n, g K + k, i w + j]                                  (1)
+    g h + i = (r - a) mod H'        k w + j = (c - b) mod W'                (1)
 
-The tokens of the padding have no place and are dropped.
+    y[n, r W + c] = x[n, g K + k, i w + j]                                  (2)
 
-Backward.  Each token of the grid came from one place, and the dropped ones get zero, which is (1) of
-`window_partition`:
+The tokens of the padding have no place in the grid and are dropped.
 
-    dx[n, g K + k, i w + j] = dy[n, r W + c]   or 0 where it was dropped    (2)
+Backward.  (1) is one to one: each token of the grid came from one place, and the dropped ones get zero, which is the
+forward of `window_partition`:
+
+    dx[n, g K + k, i w + j] = dy[n, r W + c]   or 0 where it was dropped    (3)
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from xpformer.functional.window_partition import Windows, check_windows, cut, jo
 class WindowReverseSaved(NamedTuple):
     """What the backward of :data:`window_reverse` needs."""
 
-    windows: Windows  # for (2)
+    windows: Windows  # for (1) in (3)
 
 
 def forward(
@@ -45,12 +46,12 @@ def forward(
             f"window_reverse: x has shape {tuple(x.shape)}, expected (..., {expected[0]}, {expected[1]}, D), the "
             f"windows of {windows.window[0]} x {windows.window[1]} of a grid of {grid[0]} x {grid[1]} tokens"
         )
-    return join(x, windows), WindowReverseSaved(windows)  # (1)
+    return join(x, windows), WindowReverseSaved(windows)  # (2)
 
 
 def backward(dy: Array, saved: WindowReverseSaved, *, need: Need = None) -> tuple[Array | None]:
     """``dx``: the grid cut into windows."""
-    return (cut(dy, saved.windows) if needs(need, "x") else None,)  # (2)
+    return (cut(dy, saved.windows) if needs(need, "x") else None,)  # (3)
 
 
 window_reverse = Op("window_reverse", forward, backward)

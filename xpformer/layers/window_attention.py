@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from xpformer import initializers as init
-from xpformer.array import HostArray
+from xpformer.array import size
 from xpformer.functional.relative_position_bias import distances, relative_position_bias
 from xpformer.functional.window_partition import Windows, window_partition
 from xpformer.functional.window_reverse import window_reverse
@@ -46,8 +44,14 @@ class WindowAttention(MultiHeadAttention):
         super().__init__(dim, heads, **options)
         self.windows = windows
         self.table = Parameter((distances(windows.window), heads), table_init)
-        shape = (windows.counts[0] * windows.counts[1], windows.tokens, windows.tokens)
-        self.apart = Constant(shape, lambda: shift_mask(windows)) if any(windows.shift) else None
+        self.apart = (
+            Constant(
+                (size(windows.counts), windows.tokens, windows.tokens),
+                lambda: init.shift_mask(windows.padded, windows.window, windows.shift, APART),
+            )
+            if any(windows.shift)
+            else None
+        )
 
     def forward(self, x: Any, ctx: Context) -> Any:
         """(B, T, D) -> (B, T, D)."""
@@ -63,20 +67,3 @@ class WindowAttention(MultiHeadAttention):
         dx, dbias = self.attend_backward(dy, ctx)
         ctx.backward(relative_position_bias, dbias, need=())
         return ctx.backward(window_partition, dx)
-
-
-def shift_mask(windows: Windows) -> HostArray:
-    """:data:`APART` between the tokens of a window that did not lie beside each other before the grid was turned, else
-    0: (windows, tokens, tokens).
-
-    Along each axis the last window of the turned and padded grid holds rows from both ends of the grid; a third region
-    is what lies before it.
-    """
-    regions = np.zeros(windows.padded, dtype=np.int64)
-    for axis, (length, window, shift) in enumerate(zip(windows.padded, windows.window, windows.shift, strict=True)):
-        place = np.arange(length)
-        region = (place >= length - window).astype(np.int64) + (place >= length - shift) * (shift > 0)
-        regions = 3 * regions + np.expand_dims(region, axis=1 - axis)
-    (rows, columns), (down, across) = windows.counts, windows.window
-    cut = regions.reshape(rows, down, columns, across).swapaxes(1, 2).reshape(rows * columns, windows.tokens)
-    return np.where(cut[:, :, None] == cut[:, None, :], 0.0, APART)
