@@ -22,6 +22,12 @@ from xpformer.rng import MaskKey, host_generator  # noqa: E402
 from xpformer.training.parallel import Workers  # noqa: E402
 
 KEY = MaskKey(0x9E3779B9, 0x7F4A7C15)
+
+
+def _windows(side: int) -> dict[str, Any]:
+    return {"grid": (side, side), "window": 7, "shift": 3}
+
+
 SHAPES: dict[str, tuple[str, tuple[Any, ...], dict[str, Any]]] = {
     "attention, 49 tokens": ("attention", ((50, 49, 4, 24),) * 3, {}),
     "attention, windows with bias": ("attention", (*((64, 4, 49, 3, 32),) * 3, (3, 49, 49)), {}),
@@ -42,10 +48,19 @@ SHAPES: dict[str, tuple[str, tuple[Any, ...], dict[str, Any]]] = {
     "gelu": ("gelu", ((50, 49, 192),), {}),
     "layer_norm": ("layer_norm", ((50, 49, 96), (96,), (96,)), {}),
     "linear": ("linear", ((50, 49, 96), (96, 288), (288,)), {}),
+    "patch_merging, 15 x 15": ("patch_merging", ((64, 225, 48),), {"grid": (15, 15)}),
+    "relative_position_bias": ("relative_position_bias", ((169, 3),), {"window": 7}),
+    "relative_position_bias, 64 masks": ("relative_position_bias", ((169, 3), (64, 49, 49)), {"window": 7}),
     "relu": ("relu", ((64, 16, 28, 28),), {}),
     "rms_norm": ("rms_norm", ((12, 128, 128), (128,)), {}),
     "rotary": ("rotary", ((12, 128, 4, 32), 128), {}),
     "swiglu": ("swiglu", ((6, 128, 688),), {}),
+    "window_partition": ("window_partition", ((64, 196, 48),), _windows(14)),
+    "window_partition, 56 x 56": ("window_partition", ((16, 3136, 96),), _windows(56)),
+    "window_partition, 15 x 15": ("window_partition", ((64, 225, 48),), _windows(15)),
+    "window_reverse": ("window_reverse", ((64, 4, 49, 48),), _windows(14)),
+    "window_reverse, 56 x 56": ("window_reverse", ((16, 64, 49, 96),), _windows(56)),
+    "window_reverse, 15 x 15": ("window_reverse", ((64, 9, 49, 48),), _windows(15)),
 }
 """Name: operation, shapes (a number is the vocabulary of integers), options."""
 

@@ -13,10 +13,12 @@ from xpformer_numpy import (
     layer_norm,
     linear,
     project_to_vocabulary,
+    relative_position_bias,
     relu,
     rms_norm,
     split_heads,
     swiglu,
+    windows,
 )
 
 PAIRS: dict[str, tuple[Pair, ...]] = {
@@ -29,9 +31,13 @@ PAIRS: dict[str, tuple[Pair, ...]] = {
     "gelu": (gelu.PAIR,),
     "layer_norm": (layer_norm.PAIR,),
     "linear": (linear.PAIR,),
+    "patch_merging": (windows.MERGING,),
     "project_to_vocabulary": (project_to_vocabulary.PAIR,),
+    "relative_position_bias": (relative_position_bias.PAIR,),
     "relu": (relu.PAIR,),
     "rms_norm": (rms_norm.PAIR,),
     "split_heads": (split_heads.PAIR,),
     "swiglu": (swiglu.PAIR,),
+    "window_partition": (windows.PARTITION,),
+    "window_reverse": (windows.REVERSE,),
 }
