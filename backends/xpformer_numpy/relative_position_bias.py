@@ -31,7 +31,7 @@ class Order(NamedTuple):
 @lru_cache(maxsize=32)
 def order(window: tuple[int, int]) -> Order:
     """Of a window."""
-    distance = pair_index(np.empty(0), window).reshape(-1)
+    distance = np.ravel(np.asarray(pair_index(np.empty(0), window)))
     pairs = np.argsort(distance, kind="stable")
     return Order(distance, pairs, np.searchsorted(distance[pairs], np.arange(distances(window))))
 

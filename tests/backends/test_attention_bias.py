@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from xpformer.analysis.cases import CASES, KEY, Case, additive, case
+from xpformer.analysis.case import KEY, Case, additive, case
+from xpformer.analysis.cases import CASES
 from xpformer.analysis.compare import compare_operation
 from xpformer.analysis.gradient_check import check_operation, failures
 from xpformer.analysis.measure import relative, right_in_float32

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import xpformer_numpy.attention_tiled as tiled
-from xpformer.analysis.cases import CASES, KEY, Case, case, shape_case
+from xpformer.analysis.case import KEY, Case, case, shape_case
+from xpformer.analysis.cases import CASES
 from xpformer.analysis.compare import compare_operation
 from xpformer.analysis.gradient_check import check_operation, failures
 from xpformer.array import Array, is_floating

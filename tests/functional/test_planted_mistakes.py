@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from xpformer.analysis.cases import CASES, Case, case
+from xpformer.analysis.case import Case, case
+from xpformer.analysis.cases import CASES
 from xpformer.analysis.compare import compare_operation
 from xpformer.analysis.gradient_check import check_operation, failures
 from xpformer.array import namespace, size

@@ -38,7 +38,7 @@ from xpformer.array import size
 from xpformer.functional._op import both
 from xpformer.functional.window_partition import Windows
 
-__all__ = ["CASES", "KEY", "LAYERS", "Case", "LayerCase", "case", "shape_case"]
+__all__ = ["CASES", "LAYERS", "LayerCase"]
 
 _QKV = ((3, 5, 4, 6), (3, 7, 4, 6), (3, 7, 4, 8))  # B=3 T=5 S=7 H=4 d=6 e=8
 _GROUPED = ((3, 5, 4, 6), (3, 7, 2, 6), (3, 7, 2, 8))  # G=2
