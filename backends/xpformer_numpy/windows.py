@@ -5,7 +5,8 @@ that windows tile as it stands, or an even one, is one copy in the portable pair
 
 Measured against the portable pair, float32, one thread, windows of 7 x 7 shifted by 3, forward and backward: 64 grids
 of 14 x 14 tokens of 48 numbers, and 16 of 56 x 56 tokens of 96, 2.1 to 2.5 times as fast, near the speed of a plain
-copy; 64 of 15 x 15, which are padded, 3.0 to 4.8 times; merging those 2.9 and 2.1 times.
+copy; 64 of 15 x 15, which are padded, 3.0 to 4.8 times; merging those 2.9 and 2.1 times.  With the pair of the relative
+position bias that is 4 per cent of a step of Swin's preset ``mnist``, and 7 of its step on images of 30 pixels.
 """
 
 from __future__ import annotations

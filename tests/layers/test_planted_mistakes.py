@@ -13,6 +13,7 @@ from xpformer.analysis.gradient_check import check_layer, failures
 from xpformer.backend import Backend
 from xpformer.errors import TapeError
 from xpformer.functional import split_heads
+from xpformer.functional.window_partition import Windows
 from xpformer.layers import (
     MLP,
     Block,
@@ -25,6 +26,7 @@ from xpformer.layers import (
     LoRA,
     MultiHeadAttention,
     TiedHead,
+    WindowAttention,
 )
 from xpformer.models.gpt import GPT, GPTConfig
 from xpformer.parameters import Gradients
@@ -214,6 +216,31 @@ class QueryKeySwapped(MultiHeadAttention):
 
 def test_query_and_key_swapped(portable: Backend) -> None:
     assert "finite difference of qkv.weight" in found(normal(lambda: QueryKeySwapped(6, 2), 3, 4, 6), portable)
+
+
+class ForgotTheTable(WindowAttention):
+    """The scores' gradient does not reach the relative position bias."""
+
+    def attend_backward(self, dy: Any, ctx: Context) -> Any:
+        dx, dbias = super().attend_backward(dy, ctx)
+        return dx, 0.0 * dbias
+
+
+class ReadTheFirstWindow(WindowAttention):
+    """The gradient of one window, as if its mask alone had been added."""
+
+    def attend_backward(self, dy: Any, ctx: Context) -> Any:
+        dx, dbias = super().attend_backward(dy, ctx)
+        return dx, np.concatenate([dbias[:1], 0.0 * dbias[1:]])
+
+
+@pytest.mark.parametrize("kind", [ForgotTheTable, ReadTheFirstWindow])
+def test_the_table_of_windows(portable: Backend, kind: type[WindowAttention]) -> None:
+    windows = Windows((3, 5), (2, 3), (1, 2))
+    assert found(normal(lambda: WindowAttention(6, 2, windows=windows), 2, 15, 6), portable) == ""
+    text = found(normal(lambda: kind(6, 2, windows=windows), 2, 15, 6), portable)
+    assert "finite difference of table" in text
+    assert "finite difference of x" not in text
 
 
 class WroteTheInput(MLP):
