@@ -184,8 +184,9 @@ LAYERS: dict[str, LayerCase] = {
     "GPT, pairs of tokens": gpt_case(depth=0, positions="none", norm="none", head="free"),
     "GPT, every drop": gpt_case(dropout=0.2, embedding_dropout=0.3, attention_dropout=0.1),
     "Swin, tiny": LayerCase(lambda: Swin(SwinConfig.preset("tiny")), lambda g: g.standard_normal((3, 2, 9, 9))),
-    "Swin, three stages": swin_case(depths=(2, 1, 1), heads=(1, 2, 4), window=3, qkv_bias=False),
-    "Swin, learned positions": swin_case(positions="learned", patch_size=2, window=2, norm_eps=1e-3),
+    "Swin, three stages, learned positions": swin_case(
+        depths=(2, 1, 1), heads=(1, 2, 4), window=3, positions="learned", qkv_bias=False, norm_eps=1e-3
+    ),
     "Swin, stem": swin_case(embedding="stem", stem_channels=(3,), stem_strides=(2, 1), image_size=9, window=3),
     "Swin, every drop": swin_case(dropout=0.2, drop_path=0.3, attention_dropout=0.1, activation="silu"),
     "Swin, attention's drop path": swin_case(drop_path=0.4, drop_path_on="attention", init="xavier"),
