@@ -114,7 +114,8 @@ def test_a_grid_that_timm_pads_otherwise(tmp_path: Path) -> None:
 def test_a_backbone_and_tables_for_larger_images(tmp_path: Path) -> None:
     model = theirs.swin(window_size=5, depths=[1, 1, 1])
     tensors = {n: t for n, t in renamed(model, "timm").items() if not n.startswith("head")}
-    folder = put(tmp_path / "a", tensors, DOCUMENT | {"model_args": {"img_size": [14, 14]}})
+    document = {"architecture": NAME, "model_args": {"img_size": [14, 14]}}
+    folder = put(tmp_path / "a", tensors, document)
     with pytest.warns(UserWarning, match=r"has no classifier|the tables") as caught:
         ours = Swin.from_pretrained(folder)
     said = [str(w.message).partition("safetensors: ")[2] for w in caught]
