@@ -218,3 +218,11 @@ def test_a_configuration_that_cannot_be(change: dict[str, Any], match: str, tmp_
         xpformer.load(folder)
     assert "\n" not in str(caught.value)
     assert str(folder) in str(caught.value)
+
+
+def test_names_in_errors_are_the_files_where_tables_are_cropped(tmp_path: Path) -> None:
+    folder = theirs.save(theirs.swin(image_size=12, depths=[1], num_heads=[2], window_size=5), tmp_path / "a")
+    document = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(document | {"image_size": 6, "num_labels": 3, "id2label": None}))
+    with pytest.raises(CheckpointError, match=r"classifier\.weight has shape \(7, 6\), the model \(3, 6\)"):
+        xpformer.load(folder)
