@@ -111,6 +111,19 @@ def resize_positions(table: np.ndarray, old: tuple[int, int], new: tuple[int, in
     return np.concatenate([front, np.reshape(resized, (-1, table.shape[1])).astype(table.dtype)])
 
 
+def resize_distances(table: np.ndarray, old: int, new: int) -> np.ndarray:
+    """A table of relative position biases, ((2 old - 1)², heads), of square windows for those of ``new`` rows.
+
+    A smaller window keeps the distances that it has; for a larger one the table is interpolated, as Swin's code does.
+    """
+    sides = 2 * old - 1, 2 * new - 1
+    if new > old:
+        return resize_positions(table, (sides[0],) * 2, (sides[1],) * 2, token=False)
+    edge = old - new
+    square = np.reshape(table, (sides[0], sides[0], -1))[edge : edge + sides[1], edge : edge + sides[1]]
+    return np.reshape(square, (sides[1] ** 2, -1))
+
+
 def bicubic(old: int, new: int) -> np.ndarray:
     """(new, old): the weights of the old points in each new one (Keys 1981, equation 4, with a = -0.75).
 

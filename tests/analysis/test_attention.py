@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from xpformer import GPT, Context, GPTConfig, ViT, ViTConfig
+from xpformer import GPT, Context, GPTConfig, Swin, SwinConfig, ViT, ViTConfig
 from xpformer.analysis import drawing
 from xpformer.analysis.attention import (
     attention_figure,
     attention_maps,
+    grids,
     received,
     token_attention_figure,
     token_label,
@@ -17,6 +18,7 @@ from xpformer.analysis.attention import (
 from xpformer.errors import DataError
 from xpformer.functional import attention
 from xpformer.functional.attention import attention_scores
+from xpformer.functional.window_partition import cut
 
 
 @pytest.mark.parametrize("pool", ["mean", "token"])
@@ -36,19 +38,40 @@ def test_maps_are_the_probabilities_that_the_forward_kept(pool):
         received(weights, (2, 2))
 
 
+def test_windows_are_put_together(tmp_path):
+    """Of a shifted grid of 5 x 5 in windows of 2: each patch is where it was in the image."""
+    model = Swin(SwinConfig.preset("tiny"), seed=1).to("numpy", "float64")
+    maps = attention_maps(model, np.random.default_rng(0).standard_normal((3, 2, 9, 9)))
+    where = grids(model)
+    assert maps.keys() == where.keys() == {f"stages.{s}.blocks.{b}.attention" for s in (0, 1) for b in (0, 1)}
+    name = "stages.0.blocks.1.attention"
+    weights, windows = maps[name], where[name]
+    assert (windows.grid, windows.shift) == ((5, 5), (1, 1))
+    np.testing.assert_allclose(weights.sum(axis=-1), 1.0, rtol=1e-12)
+    patches = cut(np.arange(1, 26.0)[:, None], windows)[..., 0]  # 0 in the padding
+    found = received(weights, windows).reshape(3, 2, 25)
+    for n, window in enumerate(patches):
+        for j, patch in enumerate(window.astype(int)):
+            if patch:
+                np.testing.assert_allclose(found[:, :, patch - 1], weights[:, n, :, :, j].mean(axis=-1), rtol=1e-12)
+    assert attention_figure(np.zeros((3, 9, 9), np.uint8), maps, where, tmp_path / "swin.png").stat().st_size > 1000
+    vit = ViT(ViTConfig.preset("tiny"))
+    assert set(grids(vit).values()) == {vit.grid}
+
+
 def test_picture_shows_where_a_head_looks(tmp_path):
     from PIL import Image
 
     image = np.zeros((1, 8, 8), np.uint8)
-    maps = {"blocks.0.attention": np.full((1, 2, 4, 4), 0.25)}
-    flat = np.asarray(Image.open(attention_figure(image, maps, (2, 2), tmp_path / "flat.png")))
+    maps, grid = {"blocks.0.attention": np.full((1, 2, 4, 4), 0.25)}, {"blocks.0.attention": (2, 2)}
+    flat = np.asarray(Image.open(attention_figure(image, maps, grid, tmp_path / "flat.png")))
     maps["blocks.0.attention"] = np.tile(np.array([1.0, 0.0, 0.0, 0.0]), (1, 2, 4, 1))
-    peaked = np.asarray(Image.open(attention_figure(image, maps, (2, 2), tmp_path / "peaked.png")))
+    peaked = np.asarray(Image.open(attention_figure(image, maps, grid, tmp_path / "peaked.png")))
     assert flat.shape == peaked.shape
     assert flat.shape[1] > 300
     assert np.mean(flat != peaked) > 0.05
     with pytest.raises(DataError, match="no attention"):
-        attention_figure(image, {}, (2, 2), tmp_path / "none.png")
+        attention_figure(image, {}, grid, tmp_path / "none.png")
 
 
 def test_scores_are_before_the_softmax():

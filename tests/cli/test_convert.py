@@ -112,6 +112,29 @@ def test_every_format_predicts_the_same(vit: Path, shell: Shell) -> None:
     assert [*probabilities(shell, home / "a.npz")] == [*expected]
 
 
+def test_a_swin_too(vit: Path, shell: Shell) -> None:
+    """With ImageNet's figures, for nothing says others."""
+    home = vit.parent
+    model = theirs.swin(num_channels=3, image_size=20)
+    swin = theirs.save(model, home / "swin")
+    how = {"size": 20, "resample": 3, "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+    pixels = ViTImageProcessorPil(**how)(Image.open(home / "picture.png"), return_tensors="pt")["pixel_values"]
+    expected = probabilities(shell, swin)
+    found = np.array([*expected.values()])
+    with torch.no_grad():
+        assert equal("p", found, model(pixels).logits.softmax(-1)[0].numpy(), HUGGING_FACE["float32"]).ok
+    shell("convert", swin, home / "own", "--to", "xpformer")
+    shell("convert", home / "own", home / "again")
+    assert probabilities(shell, home / "own") == probabilities(shell, home / "again") == expected
+    assert theirs.reopen(home / "again", theirs.SwinForImageClassification).config.model_type == "swin"
+    _, err = shell("predict", swin, home / "picture.png", "--to", home / "pictures", "--attention")
+    assert (home / "pictures" / "attention.png").exists(), err
+    _, err = shell("convert", swin, home / "a.npz", "--to", "vit_jax", code=2)
+    assert "holds a Swin; vit_jax has ViTs alone" in err
+    _, err = shell("generate", swin, "--prompt", "a", code=2)
+    assert "holds no language model" in err
+
+
 def test_generate_writes_what_transformers_writes(gpt2: Path, shell: Shell) -> None:
     model, tokenizer = theirs.reopen(gpt2, GPT2LMHeadModel), AutoTokenizer.from_pretrained(gpt2)
     prompt = tokenizer("the", return_tensors="pt")

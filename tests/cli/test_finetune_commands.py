@@ -63,7 +63,7 @@ def test_what_cannot_be(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
         ((*base, "--data", "folder:broken"), "x.png: is not a picture"),
         ((*base, *pictures, "--set", 'freeze=["blok"]'), "freeze: 'blok' matches no parameter"),
         ((*base, *pictures, "--set", "rank=0"), "rank = 0 is less than 1"),
-        (("vit-digits", "--from", "base"), "--from base: only vit-finetune and gpt-finetune go on"),
+        (("vit-digits", "--from", "base"), "--from base: only vit-finetune, swin-finetune and gpt-finetune go on"),
         (("gpt-finetune", "--from", "base", "--text", "latin.txt"), "holds a ViT, expected a GPT"),
         (("gpt-english", "--text", "latin.txt"), "latin.txt: is not UTF-8: byte 3 is 0xe9"),
         (("gpt-english", "--text", "latin.txt", "--data", "latin.txt"), "--data and --text are the same; give one"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,21 @@ from xpformer.interop.layouts import store
 from xpformer.interop.pretrained import open_pretrained
 from xpformer.layers import Context, FusedLoRA, LoRA
 from xpformer.models.gpt import GPT
+from xpformer.models.swin import Swin
 from xpformer.models.tuning import HEAD, Tuning, carry_over, merged_state, tune
 from xpformer.models.vit import ViT
 
 STEPS, LR, DECAY = 5, 0.01, 0.1
-KINDS: dict[str, tuple[Any, Any]] = {"vit": (theirs.vit, ViT), "gpt2": (theirs.gpt2, GPT)}
+KINDS: dict[str, tuple[Any, Any]] = {
+    "vit": (theirs.vit, ViT),
+    "swin": (partial(theirs.swin, use_absolute_embeddings=True), Swin),
+    "gpt2": (theirs.gpt2, GPT),
+}
 EVERY = pytest.mark.parametrize("kind", KINDS)
 WAYS = {
-    "frozen parts": Tuning(freeze=("embedding", "positions", "blocks.0")),
+    "frozen parts": Tuning(freeze=("embedding", "positions", "*blocks.0")),
     "layer-wise decay": Tuning(lr_decay=0.75),
-    "lora": Tuning(lora=("*.attention.*", "blocks.1.mlp.fc1"), rank=2, alpha=3.0),
+    "lora": Tuning(lora=("*.attention.*", "*blocks.1.mlp.fc1"), rank=2, alpha=3.0),
     "lora of query and value": Tuning(lora=("*.q", "*.v"), rank=2, alpha=3.0),
 }
 
@@ -43,7 +49,7 @@ def pair(kind: str, folder: Path, dtype: str = "float64", **changes: Any) -> tup
 
 
 def targets(kind: str, step: int) -> torch.Tensor:
-    shape = (3,) if kind == "vit" else (3, 7)
+    shape = (3, 7) if kind == "gpt2" else (3,)
     return torch.randint(0, 7, shape, generator=torch.Generator().manual_seed(step))
 
 
@@ -108,14 +114,19 @@ class Adapted(torch.nn.Module):
 
 def adapt(model: Any, ours: Any) -> dict[str, tuple[str, Any, slice]]:
     """Put the same differences into their model; our name to (ours, their module, the columns of ours that it has)."""
-    their_names = {
-        "vit": {"qkv": ("attention.q_proj", "attention.k_proj", "attention.v_proj"),
-                "projection": ("attention.o_proj",), "fc1": ("mlp.fc1",)},
-        "gpt2": {"qkv": ("attn.c_attn",), "projection": ("attn.c_proj",), "fc1": ("mlp.c_fc",)},
-    }[model.config.model_type]  # fmt: skip
-    body = model.vit.layers if model.config.model_type == "vit" else model.transformer.h
+    apart = {"qkv": ("attention.q_proj", "attention.k_proj", "attention.v_proj"),
+             "projection": ("attention.o_proj",), "fc1": ("mlp.fc1",)}  # fmt: skip
+    fused = {"qkv": ("attn.c_attn",), "projection": ("attn.c_proj",), "fc1": ("mlp.c_fc",)}
+    kind = model.config.model_type
+    their_names = fused if kind == "gpt2" else apart
+    body = {"vit": "vit.layers", "swin": "swin.encoder.layers", "gpt2": "transformer.h"}[kind]
     found: dict[str, tuple[str, Any, slice]] = {}
     state = ours.state()
+
+    def block_of(path: str) -> Any:
+        """blocks.1.attention.qkv, stages.0.blocks.1.attention.qkv"""
+        first, *rest = path.split(".")
+        return model.get_submodule(".".join((body, *rest[: 3 if first == "stages" else 1])))
 
     def put(above: Any, name: str, *how: Any) -> Any:
         above = above.get_submodule(name.rpartition(".")[0])
@@ -125,7 +136,7 @@ def adapt(model: Any, ours: Any) -> dict[str, tuple[str, Any, slice]]:
 
     for path, layer in ours.named_layers():
         if isinstance(layer, FusedLoRA):
-            block, width = body[int(path.split(".")[1])], sum(c.stop - c.start for c in layer.columns.values())
+            block, width = block_of(path), sum(c.stop - c.start for c in layer.columns.values())
             for k, (part, columns) in enumerate(layer.columns.items()):
                 if part not in "qv":
                     continue
@@ -137,12 +148,12 @@ def adapt(model: Any, ours: Any) -> dict[str, tuple[str, Any, slice]]:
                     padding = (columns.start, width - columns.stop)
                     found[at] = (at, put(block, their_names["qkv"][0], *how, padding), slice(None))
         if isinstance(layer, LoRA):
-            _, i, *_, last = path.split(".")
+            last = path.rpartition(".")[2]
             a, b = state[f"{path}.lora_a"], state[f"{path}.lora_b"]
             for k, name in enumerate(their_names[last]):
                 width = b.shape[1] // len(their_names[last])
                 columns = slice(k * width, (k + 1) * width)
-                found[f"{path}.{k}"] = (path, put(body[int(i)], name, a, b[:, columns], layer.scale), columns)
+                found[f"{path}.{k}"] = (path, put(block_of(path), name, a, b[:, columns], layer.scale), columns)
     return found
 
 
@@ -154,7 +165,15 @@ def key_biases(model: Any) -> dict[str, tuple[torch.Tensor, slice]]:
         f"blocks.{i}.attention.qkv.bias": (f"transformer.h.{i}.attn.c_attn.bias", slice(width, 2 * width))
         for i in range(2)
     }
-    found = vit if model.config.model_type == "vit" else gpt
+    blocks = [(s, b) for s, depth in enumerate(getattr(model.config, "depths", ())) for b in range(depth)]
+    swin = {
+        f"stages.{s}.blocks.{b}.attention.qkv.bias": (
+            f"swin.encoder.layers.{s}.blocks.{b}.attention.k_proj.bias",
+            slice(None),
+        )
+        for s, b in blocks
+    }
+    found = {"vit": vit, "swin": swin, "gpt2": gpt}[model.config.model_type]
     return {ours: (named[name], part) for ours, (name, part) in found.items() if name in named}
 
 
@@ -168,13 +187,13 @@ def test_five_steps_are_theirs(kind: str, way: str, tmp_path: Path) -> None:
     """
     how = WAYS[way]
     model, ours = pair(kind, tmp_path / "a")
-    tune(ours, how, new=(HEAD,) if kind == "vit" else ())
+    tune(ours, how, new=() if kind == "gpt2" else (HEAD,))
     family, named = family_of(ours.config), ours.named_parameters()
     draw = np.random.default_rng(1)
     lora = {n: 0.3 * draw.standard_normal(p.shape) for n, p in named.items() if "lora" in n}
     ours.load_state(ours.state() | lora)
     adapted = adapt(model, ours)
-    if kind == "vit":
+    if kind != "gpt2":
         shared = {}  # of one A for query, key and value, as the fused map has it
         for path, module, _ in adapted.values():
             module.a = shared.setdefault(path, module.a)
@@ -194,7 +213,7 @@ def test_five_steps_are_theirs(kind: str, way: str, tmp_path: Path) -> None:
             groups.append({"params": [parameter], "lr": LR * mine.lr_scale, "weight_decay": DECAY * mine.decay})
     optimizer, rule = torch.optim.AdamW(groups), optim.AdamW(ours.store, weight_decay=DECAY)
     keys = {name: place for name, place in key_biases(model).items() if named[name].trainable}
-    width, measures = ours.config.dim, []
+    measures = []
     for step in range(STEPS):
         x, y = theirs.inputs(model, step), targets(kind, step)
         optimizer.zero_grad()
@@ -205,6 +224,7 @@ def test_five_steps_are_theirs(kind: str, way: str, tmp_path: Path) -> None:
         ours.backward(ctx.backward(cross_entropy, np.asarray(1.0)), ctx)
         segments, largest = grads.finish(), max(map(magnitude, grads.to_host().values()))
         for name, (parameter, part) in keys.items():
+            width = named[name].shape[0] // 3
             for gradient in (grads[name][width : 2 * width], parameter.grad.numpy()[part]):
                 measures.append(equal(f"gradient of {name}", gradient, np.zeros(width), TORCH, scale=largest))
                 gradient[:] = 0.0
@@ -227,7 +247,10 @@ def test_five_steps_are_theirs(kind: str, way: str, tmp_path: Path) -> None:
             measures.append(equal(f"{path}.{name}", a, expected, TORCH, scale=max(magnitude(expected), STEPS * LR)))
     assert len(measures) > 10
     assert [str(m) for m in measures if not m.ok] == []
-    assert len(keys) == {"frozen parts": 1, "layer-wise decay": 2}.get(way, 0)
+    learning = (
+        {"frozen parts": 2, "layer-wise decay": 5} if kind == "swin" else {"frozen parts": 1, "layer-wise decay": 2}
+    )
+    assert len(keys) == learning.get(way, 0)
     frozen = [n for n, p in plain.items() if not p.trainable]
     before = KINDS[kind][1].from_pretrained(tmp_path / "a").state()
     assert bool(frozen) == (way != "layer-wise decay")

@@ -1,4 +1,4 @@
-"""ViT-B/16 and GPT-2 of 124 million parameters, within 6 GiB; with XPFORMER_FULL_SIZE=1, a minute or two.
+"""ViT-B/16, Swin-T and GPT-2 of 124 million parameters, within 6 GiB; with XPFORMER_FULL_SIZE=1, a minute or two.
 
 Random weights, as transformers saves them; each is read, run, and takes a training step in a process of its own, whose
 largest memory is measured.
@@ -19,7 +19,14 @@ import pytest
 pytest.importorskip("transformers")
 
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, ViTConfig, ViTForImageClassification
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    SwinConfig,
+    SwinForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 from tests.interop import theirs
 from xpformer.analysis.measure import relative, right_in_float32
@@ -90,6 +97,15 @@ def test_vit_b16(tmp_path: Path) -> None:
     x = torch.randn(4, 3, 224, 224)
     run(tmp_path / "vit", x.numpy())
     check_logits(tmp_path / "vit", model, x)
+
+
+def test_swin_t(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = SwinForImageClassification(SwinConfig(num_labels=1000, attn_implementation="sdpa")).eval()
+    theirs.save(model, tmp_path / "swin")
+    x = torch.randn(4, 3, 224, 224)
+    run(tmp_path / "swin", x.numpy())
+    check_logits(tmp_path / "swin", model, x)
 
 
 def test_gpt2_124m(tmp_path: Path) -> None:

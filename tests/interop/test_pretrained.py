@@ -29,6 +29,7 @@ from xpformer.interop.layouts import store
 from xpformer.layers import Context
 from xpformer.models.gpt import GPT, GPTConfig
 from xpformer.models.model import Model
+from xpformer.models.swin import Swin, SwinConfig
 from xpformer.models.vit import ViT, ViTConfig
 from xpformer.training import fs
 
@@ -36,6 +37,22 @@ KINDS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "vit": (theirs.vit, ViT, {}),
     "vit, no bias, tanh": (theirs.vit, ViT, {"qkv_bias": False, "hidden_act": "gelu_new", "layer_norm_eps": 1e-6}),
     "vit, image no multiple": (theirs.vit, ViT, {"image_size": 17, "hidden_act": "relu"}),
+    "swin": (theirs.swin, Swin, {}),
+    "swin, no bias, positions": (theirs.swin, Swin, {"qkv_bias": False, "use_absolute_embeddings": True}),
+    "swin, tiled": (theirs.swin, Swin, {"image_size": 24, "depths": [3, 2], "num_heads": [3, 2], "hidden_act": "relu"}),
+    "swin, one window": (
+        theirs.swin,
+        Swin,
+        {
+            "image_size": 23,
+            "window_size": 3,
+            "patch_size": 8,
+            "mlp_ratio": 2.4,
+            "depths": [2],
+            "num_heads": [2],
+            "layer_norm_eps": 1e-6,
+        },
+    ),
     "gpt2": (theirs.gpt2, GPT, {}),
     "gpt2, untied": (theirs.gpt2, GPT, {"tie_word_embeddings": False, "n_inner": None, "activation_function": "gelu"}),
 }
@@ -63,7 +80,7 @@ def test_logits_are_theirs(kind: str, dtype: str, tmp_path: Path) -> None:
 def test_every_gradient_is_theirs(kind: str, tmp_path: Path) -> None:
     model, ours = pair(kind, tmp_path / "a", "float64")
     x = theirs.inputs(model)
-    targets = torch.arange(3 if kind.startswith("vit") else 21).remainder(5).reshape(-1 if kind[0] == "v" else (3, 7))
+    targets = torch.arange(21 if kind.startswith("gpt2") else 3).remainder(5).reshape((3, -1)).squeeze()
     loss = torch.nn.functional.cross_entropy(model(x).logits.flatten(0, -2), targets.flatten())
     loss.backward()
     expected = {name: p.grad.numpy() for name, p in model.named_parameters()}
@@ -253,6 +270,9 @@ def test_what_stands_beside_the_weights_is_kept(tmp_path: Path) -> None:
         (ViT(ViTConfig.preset("digits", depth=1)), "embedding = 'stem'"),
         (ViT(ViTConfig.preset("tiny", heads=(2, 4))), r"heads = \(2, 4\)"),
         (ViT(ViTConfig.preset("tiny", embedding="conv", patch_stride=1)), "patch_stride = 1"),
+        (Swin(SwinConfig.preset("tiny", window=4)), "window = 4 on a grid of 3 x 3"),
+        (Swin(SwinConfig.preset("tiny", embedding="stem")), "embedding = 'stem'"),
+        (Swin(SwinConfig.preset("tiny", positions="learned")), r"positions = 'learned' .* \(image_size = 9\)"),
         (GPT(GPTConfig.preset("llama-tiny", dim=16, depth=1)), "norm = 'rms_norm', .*activation = 'swiglu'"),
         (GPT(GPTConfig.preset("tiny", head="double", depth=0)), "depth = 0, no head = 'double'"),
     ],
@@ -411,7 +431,11 @@ HOSTILE = (-1, 0, 1, 7, 10**9, 10**30, -0.5, 1e308, "", "x", [], [1, 2], [10**9]
 
 
 @pytest.mark.parametrize("own", [False, True])
-@pytest.mark.parametrize("model", [ViT(ViTConfig.preset("tiny")), GPT(GPTConfig.preset("tiny"))], ids=["vit", "gpt"])
+@pytest.mark.parametrize(
+    "model",
+    [ViT(ViTConfig.preset("tiny")), Swin(SwinConfig.preset("tiny")), GPT(GPTConfig.preset("tiny"))],
+    ids=["vit", "swin", "gpt"],
+)
 def test_any_value_of_any_key_is_a_model_or_one_line(model: Any, own: bool, tmp_path: Path) -> None:
     model.to("numpy").save_pretrained(tmp_path / "a", own=own)
     document = json.loads((tmp_path / "a/config.json").read_text())

@@ -100,12 +100,14 @@ def test_other_formats_are_refused(name: str, tmp_path: Path) -> None:
             read(place)
 
 
-def test_a_pickle_is_refused_and_the_command_that_is_named_converts_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_pickle_is_refused_and_the_command_that_is_named_converts_it(nested: bool, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     folder = tmp_path / 'it\'s "$HOME"'
     folder.mkdir()
     table = torch.arange(6.0).reshape(2, 3)
-    torch.save({"wte": table, "head": table, "turned": table.T}, folder / "pytorch_model.bin")
+    tensors = {"wte": table, "head": table, "turned": table.T}
+    torch.save({"model": tensors} if nested else tensors, folder / "pytorch_model.bin")
     said = []
     for read, place in ((open_tensors, folder), (xpformer.load, folder / "pytorch_model.bin")):
         with pytest.raises(CheckpointError, match=r"pytorch_model\.bin: is not read, for a pickle can run") as caught:

@@ -9,7 +9,16 @@ import numpy as np
 import safetensors.torch
 import torch
 import transformers
-from transformers import GPT2Config, GPT2LMHeadModel, ViTConfig, ViTForImageClassification, ViTModel
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    SwinConfig,
+    SwinForImageClassification,
+    SwinModel,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTModel,
+)
 
 transformers.utils.logging.disable_progress_bar()
 
@@ -23,6 +32,20 @@ VIT = {
     "num_channels": 2,
     "num_labels": 7,
 }
+SWIN = {
+    "image_size": 26,
+    "patch_size": 2,
+    "num_channels": 2,
+    "embed_dim": 6,
+    "depths": [2, 1, 2],
+    "num_heads": [2, 3, 4],
+    "window_size": 3,
+    "mlp_ratio": 1.5,
+    "num_labels": 7,
+    "drop_path_rate": 0.0,
+    "attn_implementation": "sdpa",  # the eager softmax is float32
+}
+"""Grids of 13, 7 and 4, none of which windows of 3 tile: shifted, padded, merged with a row of zeros."""
 GPT2 = {"vocab_size": 23, "n_positions": 11, "n_embd": 12, "n_layer": 2, "n_head": 3, "n_inner": 31}
 NO_TOKENS = {"bos_token_id": None, "eos_token_id": None}
 NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
@@ -45,6 +68,15 @@ def vit(dtype: str = "float32", **changes: Any) -> Any:
 def backbone(**changes: Any) -> Any:
     """A ViTModel, with pooler and without classifier."""
     return randomized(ViTModel(ViTConfig(**{**VIT, **changes})))
+
+
+def swin(dtype: str = "float32", **changes: Any) -> Any:
+    return randomized(SwinForImageClassification(SwinConfig(**{**SWIN, **changes})), dtype)
+
+
+def swin_backbone(**changes: Any) -> Any:
+    """A SwinModel, which has no classifier."""
+    return randomized(SwinModel(SwinConfig(**{**SWIN, **changes})))
 
 
 def gpt2(dtype: str = "float32", **changes: Any) -> Any:

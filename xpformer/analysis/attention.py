@@ -13,13 +13,15 @@ from xpformer.array import HostArray
 from xpformer.errors import DataError
 from xpformer.functional._op import Op, Pair
 from xpformer.functional.attention import attention, attention_weights
-from xpformer.layers import Context, Layer, Observer
+from xpformer.functional.window_partition import Windows, join
+from xpformer.layers import Context, Layer, MultiHeadAttention, Observer, WindowAttention
 
 
 class AttentionMaps(Observer):
     """Recomputes the attention weights of every block from its queries and keys; no operation has to keep them.
 
-    ``maps`` is by the path of the attention layer: (B, H, T, S) host arrays whose rows sum to one; with ``of`` =
+    ``maps`` is by the path of the attention layer: (B, H, T, S) host arrays whose rows sum to one, of windows
+    (B, N, H, T, S); with ``of`` =
     :func:`~xpformer.functional.attention.attention_scores` the scores before the softmax.
     """
 
@@ -50,11 +52,23 @@ def attention_maps(model: Layer, inputs: Any, of: Callable[..., Any] = attention
     return maps.maps
 
 
-def received(weights: HostArray, grid: tuple[int, int]) -> HostArray:
+def grids(model: Layer) -> dict[str, tuple[int, int] | Windows]:
+    """Where the tokens of each attention layer of a ViT or a Swin stand, by its path."""
+    layers = {path: layer for path, layer in model.named_layers() if isinstance(layer, MultiHeadAttention)}
+    grid = getattr(model, "grid", (0, 0))
+    return {path: a.windows if isinstance(a, WindowAttention) else grid for path, a in layers.items()}
+
+
+def received(weights: HostArray, grid: tuple[int, int] | Windows) -> HostArray:
     """How much each patch is read: (B, H, T, S) -> (B, H, rows, columns).
 
     With a class token in front (T = rows x columns + 1) it is what that token reads; else the mean over all tokens.
+    Windows, (B, N, H, T, S), are put together: a patch is read by the tokens of its own.
     """
+    if isinstance(grid, Windows):
+        windows: Any = np.moveaxis(weights.mean(axis=-2), 2, -1)  # (B, N, S, H)
+        whole = np.asarray(join(windows, grid))  # (B, rows columns, H)
+        return np.moveaxis(whole, 1, 2).reshape(len(weights), -1, *grid.grid)
     patches = grid[0] * grid[1]
     extra = weights.shape[-1] - patches
     if extra not in (0, 1):
@@ -65,18 +79,23 @@ def received(weights: HostArray, grid: tuple[int, int]) -> HostArray:
 
 
 def attention_figure(
-    image: HostArray, maps: Mapping[str, HostArray], grid: tuple[int, int], path: Path, *, title: str = ""
+    image: HostArray,
+    maps: Mapping[str, HostArray],
+    grids: Mapping[str, tuple[int, int] | Windows],
+    path: Path,
+    *,
+    title: str = "",
 ) -> Path:
     """One row a block, one column a head: the image, brighter where its patches are read more.
 
     Args:
         image: (C, H, W) ``uint8``.
         maps: of :func:`attention_maps`, for this one image (B = 1).
-        grid: rows and columns of patches.
+        grids: of :func:`grids`.
         path: of the PNG file.
         title: above the picture.
     """
-    rows = {name: received(weights[:1], grid)[0] for name, weights in maps.items()}
+    rows = {name: received(weights[:1], grids[name])[0] for name, weights in maps.items()}
     if not rows:
         raise DataError(f"{path}: the model has no attention to draw")
     columns = 1 + max(len(heads) for heads in rows.values())

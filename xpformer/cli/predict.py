@@ -96,7 +96,8 @@ def predict(
     """What a trained model says about single images.
 
     They are IMAGE files of any kind, or images of the run's data set, by --index or --first. RUN may be a Hugging Face
-    directory of a ViT, or its name on the hub: then pictures are prepared as it says, and drawn only with --to.
+    directory of a ViT or a Swin, or its name on the hub: then pictures are prepared as it says, and drawn only with
+    --to.
 
     Prints a table of probabilities and draws predictions.png into RUN/figures (or DIR). With --to DIR, each image of
     the data set also becomes DIR/i_Predict_p_Truth_t.jpg. Whoever looks at images of the test split chooses by them, so
@@ -240,14 +241,12 @@ def _draw(
 
 def draw_attention(trained: Trained | Opened, picture: Picture, folder: Path) -> None:
     """``attention.png``: what each head of each block reads of an image."""
-    from xpformer.analysis.attention import attention_figure, attention_maps
-    from xpformer.models.vit import ViT
+    from xpformer.analysis.attention import attention_figure, attention_maps, grids
     from xpformer.training.predict import model_input
 
     model, path = trained.model, folder / "attention.png"
-    assert isinstance(model, ViT)
     maps = attention_maps(model, model_input(trained, picture.pixels[None]))
-    say(f"picture: {attention_figure(picture.pixels, maps, model.grid, path, title=picture.name)}")
+    say(f"picture: {attention_figure(picture.pixels, maps, grids(model), path, title=picture.name)}")
 
 
 def _write_jpeg(folder: Path, picture: Picture, prediction: str, names: Sequence[str]) -> None:

@@ -53,7 +53,7 @@ max_steps_option = click.option(
     "start_from",
     type=DIRECTORY,
     metavar="DIR",
-    help="The trained model that vit-finetune or gpt-finetune goes on from: a run, a Hugging Face directory, or a name "
+    help="The trained model that vit-, swin- or gpt-finetune goes on from: a run, a Hugging Face directory, or a name "
     "on the hub.",
 )
 @click.option("--out", type=DIRECTORY, metavar="DIR", help="Directory of the run; default: runs/RECIPE-1, -2, ...")

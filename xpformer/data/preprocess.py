@@ -56,6 +56,13 @@ class Preprocessor:
         """The figures of ViT's own, for a model that came without any."""
         return cls((size, size), mean=(0.5,) * channels, std=(0.5,) * channels)
 
+    @classmethod
+    def of_swin(cls, size: int, channels: int) -> Preprocessor:
+        """Those of Swin's own: the mean and the standard deviation of ImageNet's colours, bicubic."""
+        if channels != 3:
+            return replace(cls.of_vit(size, channels), resample="bicubic")
+        return cls((size, size), "bicubic", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
     @property
     def shape(self) -> tuple[int, ...]:
         """Rows and columns of what comes out."""

@@ -62,8 +62,22 @@ model = xpformer.load("DIR")
 
 
 def _shape(config: Any) -> list[tuple[str, object]]:
-    names = ("vocabulary", "context", "image_size", "patch_size", "channels", "classes", "dim", "depth", "heads")
-    return [(name, getattr(config, name)) for name in (*names, "activation", "norm_eps") if hasattr(config, name)]
+    names = (
+        *(
+            "vocabulary",
+            "context",
+            "image_size",
+            "patch_size",
+            "channels",
+            "classes",
+            "dim",
+            "depth",
+            "depths",
+            "heads",
+        ),
+        *("window", "activation", "norm_eps"),
+    )
+    return [(name, getattr(config, name)) for name in names if hasattr(config, name)]
 
 
 def _version() -> str:

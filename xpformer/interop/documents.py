@@ -120,6 +120,15 @@ class Keys:
             raise self.wrong(key, f"at most {most:,}")
         return value
 
+    def integers(self, key: str, default: tuple[int, ...], most: int = LARGEST) -> tuple[int, ...]:
+        """A list of whole numbers above 0, of which the sum is at most ``most``."""
+        value = self.take(key, list(default))
+        if not isinstance(value, list) or not value or any(type(n) is not int or n < 1 for n in value):
+            raise self.wrong(key, "a list of whole numbers above 0")
+        if sum(value) > most:
+            raise self.wrong(key, f"at most {most:,} in sum")
+        return tuple(value)
+
     def number(self, key: str, default: float) -> float:
         """A finite number."""
         value = self.take(key, default)
@@ -165,7 +174,7 @@ def converted(where: str, kind: type[C], values: Mapping[str, Any], called: Mapp
         if key not in known:
             raise ConfigError(f"{where}: unknown option {key!r}; {suggest(key, known)}")
     for key, value in values.items():
-        largest = MOST_BLOCKS if key == "depth" else LARGEST
+        largest = MOST_BLOCKS if key in ("depth", "depths") else LARGEST
         for number in value if isinstance(value, (list, tuple)) else [value]:
             if isinstance(number, (int, float)) and not -LARGEST <= number <= largest:
                 raise ConfigError(f"{where}: {key} is {value!r:.60}, expected at most {largest:,}")

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
+from xpformer.data.preprocess import Preprocessor
 from xpformer.errors import ConfigError, suggest
 from xpformer.interop import hf_gpt, hf_swin, hf_vit
 from xpformer.interop.documents import Read, are_names, changed, converted, listed
@@ -48,8 +49,8 @@ class Theirs(Protocol):
     def ignores(self, name: str, /) -> bool:
         """Whether a tensor needs no place."""
 
-    def check(self, config: Any, stored: Stored, /) -> None:
-        """Raise :class:`CheckpointError` where tensors contradict the configuration."""
+    def fitted(self, config: Any, stored: Stored, /) -> tuple[Stored, list[str]]:
+        """The tensors as the configuration takes them, and notes; :class:`CheckpointError` where they contradict it."""
 
     def table(self, config: Any, /) -> Table:
         """Where every parameter stands."""
@@ -138,6 +139,12 @@ def default_names(config: ViTConfig | SwinConfig) -> tuple[str, ...]:
     return tuple(f"LABEL_{i}" for i in range(config.classes))
 
 
+def default_preprocessor(config: ViTConfig | SwinConfig) -> Preprocessor:
+    """What is done to a picture where nothing says it: the figures of the kind's own."""
+    make = Preprocessor.of_swin if isinstance(config, SwinConfig) else Preprocessor.of_vit
+    return make(config.image_size, config.channels)
+
+
 def read_config(where: str, document: Mapping[str, Any]) -> tuple[Family, Read, list[str]]:
     """A ``config.json`` of either kind: the family, what it says, and notes.
 
@@ -167,7 +174,8 @@ def read_config(where: str, document: Mapping[str, Any]) -> tuple[Family, Read, 
         raise ConfigError(f"{where}: xpformer is {ours!r:.60}, expected an object of options")
     options = {k: v for k, v in ours.items() if k != "version"}
     config = converted(f"{where}: xpformer", family.config, {**asdict(read.config), **options})
-    if is_own(config) or family.theirs.keys(config) != family.theirs.keys(read.config):
+    changes = family.theirs.keys(config) != family.theirs.keys(read.config)
+    if changes or (is_own(config) and not is_own(read.config)):
         return family, read, [*notes, f"{where}: the options under xpformer contradict the others and are left out"]
     return family, read._replace(config=config), notes
 

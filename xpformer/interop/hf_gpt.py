@@ -128,8 +128,8 @@ def ignores(name: str) -> bool:
     return name == _HEAD or bool(re.fullmatch(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)", name))
 
 
-def check(config: GPTConfig, stored: Stored) -> None:
-    """A head that is tied may be stored too, but not with other numbers."""
+def fitted(config: GPTConfig, stored: Stored) -> tuple[Stored, list[str]]:
+    """As they are; a head that is tied may be stored too, but not with other numbers."""
     if config.head == "tied" and {_HEAD, _TABLE} <= stored.shapes.keys():
         head, table = stored.read(_HEAD), stored.read(_TABLE)
         if head.shape != table.shape or not np.array_equal(head, table):
@@ -137,6 +137,7 @@ def check(config: GPTConfig, stored: Stored) -> None:
                 f"{stored.where}: {stored.called(_HEAD)} is not {stored.called(_TABLE)}, though tie_word_embeddings "
                 "is true; set it to false in config.json"
             )
+    return stored, []
 
 
 def table(config: GPTConfig) -> Table:

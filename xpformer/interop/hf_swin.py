@@ -2,21 +2,27 @@
 
 Read are the names on disk, those that transformers 5 uses in memory, and those of ``SwinModel``, which has neither the
 prefix ``swin.`` nor a classifier; written are the names on disk.
+
+Stochastic depth on both branches of a block, as in the paper's code, changes nothing of what a trained model computes:
+``drop_path_on`` stands under the key ``xpformer`` beside the rate, as all such options do.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
-from xpformer.interop.documents import Keys, Read, converted
+from xpformer.initializers import resize_distances
+from xpformer.interop.documents import MOST_BLOCKS, Keys, Read, converted
 from xpformer.interop.hf_vit import ACTIVATIONS, CARRIED, OF_THE_FILE, THEIR_ACTIVATIONS, class_names
 from xpformer.interop.layouts import (
     ROW,
     THREE,
     THREE_TRANSPOSED,
     TRANSPOSED,
+    Changed,
     Entry,
     Stored,
     Table,
@@ -62,10 +68,11 @@ def lacks(config: SwinConfig) -> list[str]:
     found = []
     if config.embedding != "flatten":
         found.append(f"embedding = {config.embedding!r}")
-    if config.window > min(config.grids[-1]):
-        found.append(f"window = {config.window}, larger than the last grid of {config.grids[-1][0]}")
-    if config.drop_path and config.drop_path_on == "both":
-        found.append(f"drop_path_on = {config.drop_path_on!r}")
+    rows, columns = config.grids[-1]
+    if config.window > min(rows, columns):
+        found.append(f"window = {config.window} on a grid of {rows} x {columns}")
+    if config.positions == "learned" and config.image_size % config.patch_size:
+        found.append(f"positions = 'learned' of patches in the padding (image_size = {config.image_size})")
     return found
 
 
@@ -102,8 +109,8 @@ def read_config(where: str, document: Mapping[str, Any]) -> Read:
     names = class_names(k)
     fields: dict[str, Any] = {
         "dim": k.integer("embed_dim", 96),
-        "depths": k.take("depths", [2, 2, 6, 2]),
-        "heads": k.take("num_heads", [3, 6, 12, 24]),
+        "depths": k.integers("depths", (2, 2, 6, 2), MOST_BLOCKS),
+        "heads": k.integers("num_heads", (3, 6, 12, 24)),
         "window": k.integer("window_size", 7),
         "mlp_ratio": k.number("mlp_ratio", 4.0),
         "activation": k.choice("hidden_act", "gelu", ACTIVATIONS),
@@ -119,9 +126,15 @@ def read_config(where: str, document: Mapping[str, Any]) -> Read:
         "positions": "learned" if k.boolean("use_absolute_embeddings", False) else "none",
         "classes": len(names),
     }
+    config = converted(where, SwinConfig, fields, _KEYS)
+    stages, width = len(config.depths), config.dims[-1]
+    follows = {"hidden_size": width, "num_layers": stages, "num_hidden_layers": stages}
+    for key, value in (follows | {"num_attention_heads": list(config.heads)}).items():
+        if k.take(key, value) not in (value, None):
+            raise k.wrong(key, f"{value}, as embed_dim, depths and num_heads say")
     carried = k.passed_over(*_CARRIED)
-    k.passed_over(*OF_THE_FILE, "hidden_size", "num_layers", "num_hidden_layers")
-    return Read(converted(where, SwinConfig, fields, _KEYS), names, carried | k.rest(), k.untaken())
+    k.passed_over(*OF_THE_FILE)
+    return Read(config, names, carried | k.rest(), k.untaken())
 
 
 def rename(name: str) -> str:
@@ -136,8 +149,35 @@ def ignores(name: str) -> bool:
     return name.endswith(".relative_position_index") or name.startswith(LEFT)
 
 
-def check(config: SwinConfig, stored: Stored) -> None:
-    """Nothing is stored twice."""
+def fitted(config: SwinConfig, stored: Stored) -> tuple[Stored, list[str]]:
+    """Tables of the configured window cropped where a grid is smaller, so that one for larger images can be read."""
+    return cropped_tables(config, table(config), stored)
+
+
+def cropped_tables(config: SwinConfig, where: Table, stored: Stored) -> tuple[Stored, list[str]]:
+    """The tensors, with relative position biases for ``config.window`` cut down to smaller grids, and notes.
+
+    Args:
+        config: the model's.
+        where: each parameter stands.
+        stored: the tensors.
+    """
+    changes: dict[str, Any] = {}
+    notes = []
+    for stage, (depth, heads) in enumerate(zip(config.depths, config.heads, strict=True)):
+        window = config.windows(stage, 0).window[0]
+        full, kept = ((2 * w - 1) ** 2 for w in (config.window, window))
+        tables = [where[f"stages.{stage}.blocks.{block}.attention.table"].names[0] for block in range(depth)]
+        larger = [name for name in tables if full > kept and stored.shapes.get(name) == (full, heads)]
+        for name in larger:
+            changes[name] = (kept, heads), partial(resize_distances, old=config.window, new=window)
+        if larger:
+            grid = "{} x {}".format(*config.grids[stage])
+            notes.append(
+                f"{stored.where}: the tables of stage {stage} are for windows of {config.window}; of these the "
+                f"distances are taken that occur in its grid of {grid}"
+            )
+    return Changed(stored, changes) if changes else stored, notes
 
 
 def table(config: SwinConfig) -> Table:

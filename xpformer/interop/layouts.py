@@ -84,6 +84,30 @@ class InMemory:
         return self.values[name]
 
 
+class Changed:
+    """Tensors some of which are read as others: ``changes`` has the shape that each gets, and what makes it so."""
+
+    def __init__(
+        self, stored: Stored, changes: Mapping[str, tuple[tuple[int, ...], Callable[[HostArray], HostArray]]]
+    ) -> None:
+        self.where, self.stored, self.changes = stored.where, stored, changes
+        self.shapes = stored.shapes | {name: shape for name, (shape, _) in changes.items()}
+
+    @property
+    def dtype(self) -> str:
+        """Of the numbers."""
+        return self.stored.dtype
+
+    def called(self, name: str) -> str:
+        """As there."""
+        return self.stored.called(name)
+
+    def read(self, name: str) -> HostArray:
+        """The numbers of one."""
+        found = self.stored.read(name)
+        return self.changes[name][1](found) if name in self.changes else found
+
+
 SAME = Layout(lambda a: [a], lambda parts: parts[0])
 TRANSPOSED = Layout(lambda a: [a.T], lambda parts: parts[0].T)
 THREE = Layout(lambda a: np.split(a, 3), np.concatenate)

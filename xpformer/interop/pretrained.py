@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from xpformer.errors import CheckpointError, ConfigError
-from xpformer.interop import hf_vit, hub, timm, vit_jax
+from xpformer.interop import hf_vit, hub, timm, timm_swin, vit_jax
 from xpformer.interop.assets import Assets, read_assets
 from xpformer.interop.card import model_card
 from xpformer.interop.documents import Read, listed, read_object
-from xpformer.interop.families import VIT, Family, describe, family_of, is_theirs, published, read_config
+from xpformer.interop.families import SWIN, VIT, Family, describe, family_of, is_theirs, published, read_config
+from xpformer.interop.hf_swin import cropped_tables
 from xpformer.interop.layouts import HostArray, Stored, Table, fetch, identity
 from xpformer.interop.preprocessor import FILE, read_preprocessor, unknown_keys
 from xpformer.interop.tensor_files import (
@@ -116,13 +117,14 @@ def _read_directory(folder: Path, document: Mapping[str, Any]) -> Pretrained:
             )
         return _fetched(family, config, None, stored, assets, notes)
     stored.rename({name: theirs.rename(name) for name in stored.shapes})
-    theirs.check(config, stored)
     ignored = [name for name in stored.shapes if theirs.ignores(name)]
     table = theirs.table(config)
     _check_head(family, document, table, stored, ignored)
     unused = [stored.called(name) for name in ignored if name.startswith(theirs.LEFT)]
     assets = replace(assets, left=(*assets.left, *unused))
-    return _fetched(family, config, table, stored, assets, notes, fresh=theirs.FRESH, ignored=ignored)
+    fitted, said = theirs.fitted(config, stored)
+    notes += said
+    return _fetched(family, config, table, fitted, assets, notes, fresh=theirs.FRESH, ignored=ignored)
 
 
 def _check_head(
@@ -175,12 +177,21 @@ def _read_npz(path: Path) -> Pretrained:
 
 def _read_timm(folder: Path, document: Mapping[str, Any]) -> Pretrained:
     where, stored = str(folder / "config.json"), open_tensors(folder)
-    config = timm.read_config(where, document, stored)
+    is_swin = timm_swin.is_swin(document)
+    if is_swin:
+        stored.rename(timm_swin.names(stored))
+    config = (timm_swin if is_swin else timm).read_config(where, document, stored)
     how = timm.read_preprocessor(where, document, config)
     names, notes = timm.read_class_names(where, document, config.classes)
     used = {*stored.files, "config.json", INDEX}
     assets = read_assets(folder, used=used, class_names=names, preprocessor=how)
-    return _fetched(VIT, config, timm.table(config), stored, assets, notes, fresh=hf_vit.FRESH)
+    if not is_swin:
+        return _fetched(VIT, config, timm.table(config), stored, assets, notes, fresh=timm.FRESH)
+    table = timm_swin.table(config)
+    fitted, said = cropped_tables(config, table, stored)
+    notes += [*said, *timm_swin.notes(where, config)]
+    ignored = [name for name in stored.shapes if timm_swin.ignores(name)]
+    return _fetched(SWIN, config, table, fitted, assets, notes, fresh=timm_swin.FRESH, ignored=ignored)
 
 
 def _fetched(

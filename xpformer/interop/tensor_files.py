@@ -36,8 +36,9 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _OTHERS = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack")
 _CONVERT = (
     "import torch, safetensors.torch as s; d = torch.load({0}, weights_only=True); "
-    "s.save_file({{k: v.clone().contiguous() for k, v in d.items()}}, {1})"
+    "s.save_file({{k: v.clone().contiguous() for k, v in d.get('model', d).items()}}, {1})"
 )
+"""Swin's own files have the tensors under the key ``model``."""
 
 
 class TensorFiles:

@@ -16,9 +16,10 @@ from xpformer.errors import CheckpointError, ConfigError
 from xpformer.interop.documents import MOST_BLOCKS, Keys, are_names, is_number
 from xpformer.interop.hf_vit import FRESH, patch_embedding
 from xpformer.interop.layouts import ROW, TOKEN, TRANSPOSED, Entry, Stored, Table, affine, one
+from xpformer.models.swin import SwinConfig
 from xpformer.models.vit import ViTConfig
 
-__all__ = ["FRESH", "is_timm", "read_class_names", "read_config", "read_preprocessor", "table"]
+__all__ = ["FRESH", "is_timm", "read_class_names", "read_config", "read_preprocessor", "shape_of", "table"]
 
 HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
 """Width to heads of the published sizes: tiny, small, base, large, huge."""
@@ -44,14 +45,14 @@ def read_config(where: str, document: Mapping[str, Any], stored: Stored) -> ViTC
     k = Keys(where, document)
     name = k.take("architecture", "vit_base_patch16_224")
     if not isinstance(name, str) or not re.match(r"vit_[a-z0-9]+_patch\d+(_|$)", name):
-        raise k.wrong("architecture", "a ViT, such as vit_base_patch16_224; of timm no other is read")
+        raise k.wrong("architecture", "a ViT or a Swin, such as vit_base_patch16_224; of timm no other is read")
     k.only("global_pool", "token")
     given = k.take("model_args") or {}
     if not isinstance(given, Mapping):
         raise k.wrong("model_args", "an object")
     arguments = Keys(f"{where}: model_args", given)
-    dim, channels, patch, columns = _shape(stored, "patch_embed.proj.weight", 4)
-    _, tokens, _ = _shape(stored, "pos_embed", 3)
+    dim, channels, patch, columns = shape_of(stored, "patch_embed.proj.weight", 4)
+    _, tokens, _ = shape_of(stored, "pos_embed", 3)
     depth = len({m[1] for name in stored.shapes if (m := re.match(r"blocks\.(\d+)\.", name))})
     side = math.isqrt(max(0, tokens - 1))
     if patch != columns or side * side != tokens - 1 or min(dim, channels, patch) < 1 or depth > MOST_BLOCKS:
@@ -69,15 +70,17 @@ def read_config(where: str, document: Mapping[str, Any], stored: Stored) -> ViTC
         return ViTConfig(
             image_size=patch * side,
             channels=channels,
-            classes=_shape(stored, "head.weight", 2)[0] if "head.weight" in stored.shapes else 2,
+            classes=shape_of(stored, "head.weight", 2)[0] if "head.weight" in stored.shapes else 2,
             embedding="conv",
             patch_size=patch,
             dim=dim,
             depth=depth,
             heads=heads,
-            mlp_ratio=_shape(stored, "blocks.0.mlp.fc1.weight", 2)[0] / dim,
+            mlp_ratio=shape_of(stored, "blocks.0.mlp.fc1.weight", 2)[0] / dim,
             qkv_bias="blocks.0.attn.qkv.bias" in stored.shapes,
-            head_hidden=_shape(stored, "pre_logits.fc.weight", 2)[0] if "pre_logits.fc.weight" in stored.shapes else 0,
+            head_hidden=shape_of(stored, "pre_logits.fc.weight", 2)[0]
+            if "pre_logits.fc.weight" in stored.shapes
+            else 0,
         )
     except ConfigError as error:
         text = (
@@ -86,11 +89,12 @@ def read_config(where: str, document: Mapping[str, Any], stored: Stored) -> ViTC
         raise ConfigError(f"{where}: {text}") from error
 
 
-def _shape(stored: Stored, name: str, rank: int) -> tuple[int, ...]:
+def shape_of(stored: Stored, name: str, rank: int) -> tuple[int, ...]:
+    """The shape of a tensor that has to be there, with so many axes."""
     shape = stored.shapes.get(name)
     if shape is None or len(shape) != rank:
         found = "is missing" if shape is None else f"has shape {shape}"
-        raise CheckpointError(f"{stored.where}: {name} {found}, expected {rank} axes, as in a ViT of timm")
+        raise CheckpointError(f"{stored.where}: {name} {found}, expected {rank} axes, as in a model of timm")
     return shape
 
 
@@ -102,7 +106,7 @@ def read_class_names(where: str, document: Mapping[str, Any], classes: int) -> t
     return (), [f"{where}: label_names is {names!r:.60}, expected {classes} printable texts, and so is not used"]
 
 
-def read_preprocessor(where: str, document: Mapping[str, Any], config: ViTConfig) -> Preprocessor | None:
+def read_preprocessor(where: str, document: Mapping[str, Any], config: ViTConfig | SwinConfig) -> Preprocessor | None:
     """What ``pretrained_cfg`` says is done to a picture: the shorter side resized, the middle cut out."""
     given = document.get("pretrained_cfg")
     if not isinstance(given, Mapping):

@@ -29,6 +29,8 @@ POSITIONS = ("none", "learned")
 BRANCHES = ("both", "attention")
 INITS = ("swin", "xavier")
 EMBEDDINGS = ("flatten", "stem")
+MOST_STAGES, MOST_PAIRS = 16, 2**28
+"""The widest stage has 2^15 dim; the pairs of tokens that attend to each other are as many as the mask has numbers."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class SwinConfig:
     window: int = 7
     """Rows and columns of a window; a stage whose grid is smaller takes its grid as the window."""
     mlp_ratio: float = 4.0
+    """Hidden units of the MLP for each of a stage's dim, rounded down, as everywhere."""
     activation: str = "gelu"
     """``gelu`` is the exact erf form, ``gelu_tanh`` the tanh form; they differ by up to 4.7e-4."""
     qkv_bias: bool = True
@@ -96,16 +99,24 @@ class SwinConfig:
         )
         check_hidden(self.dim, self.mlp_ratio)
         check_stem(self)
-        if len(self.depths) != len(self.heads) or not self.depths:
+        if len(self.depths) != len(self.heads) or not 1 <= len(self.depths) <= MOST_STAGES:
             raise ConfigError(
                 f"depths = {self.depths} names {len(self.depths)} stages, heads = {self.heads} {len(self.heads)}; "
-                "give as many, and one at least"
+                f"give as many, and 1 to {MOST_STAGES}"
             )
         for heads, dim in zip(self.heads, self.dims, strict=True):
             if dim % heads:
                 raise ConfigError(
                     f"heads = {heads} does not divide {dim}, the width of its stage, from dim = {self.dim}"
                 )
+        if int(self.dim * self.mlp_ratio) < 1:
+            raise ConfigError(f"mlp_ratio = {self.mlp_ratio} leaves the MLP no hidden unit of dim = {self.dim}")
+        cut = self.windows(0, 0)
+        if (pairs := cut.padded[0] * cut.padded[1] * cut.tokens) > MOST_PAIRS:
+            raise ConfigError(
+                f"image_size = {self.image_size} and window = {self.window}: a grid of {cut.grid[0]} x {cut.grid[1]} "
+                f"has {pairs:,} pairs of tokens that attend to each other, at most {MOST_PAIRS:,}"
+            )
 
     @property
     def dims(self) -> tuple[int, ...]:
@@ -159,7 +170,7 @@ class Stage(Layer):
             block = Block(
                 dim,
                 c.heads[stage],
-                round(dim * c.mlp_ratio),
+                int(dim * c.mlp_ratio),
                 activation=c.activation,
                 qkv_bias=c.qkv_bias,
                 dropout=c.dropout,

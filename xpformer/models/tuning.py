@@ -11,15 +11,17 @@ from typing import Any
 
 from xpformer.array import HostArray
 from xpformer.errors import ConfigError, suggest
-from xpformer.initializers import resize_positions
+from xpformer.initializers import resize_distances, resize_positions
 from xpformer.layers import FusedLoRA, Layer, Linear, LoRA, MultiHeadAttention
 from xpformer.models.gpt import GPTConfig
+from xpformer.models.swin import SwinConfig
 from xpformer.models.vit import ViT, ViTConfig
 
 HEAD = "head.*"
 """The parameters that a new number of classes makes new."""
 _SHAPES = {
     ViTConfig: ("classes", "image_size", "dropout", "hidden_dropout", "attention_dropout", "drop_path"),
+    SwinConfig: ("classes", "image_size", "window", "dropout", "attention_dropout", "drop_path", "drop_path_on"),
     GPTConfig: ("context", "dropout", "embedding_dropout", "attention_dropout"),
 }
 
@@ -38,8 +40,9 @@ class Tuning:
     freeze: tuple[str, ...] = ()
     """Patterns of parameters that stay as they are; a later ``!head`` lets what it names learn all the same."""
     lr_decay: float = 1.0
-    """The learning rate of the embeddings is multiplied by lr_decay^(depth + 1), of block i by lr_decay^(depth - i); of
-    the final norm and the head it is whole (Clark et al. 2020, ELECTRA; Bao et al. 2022, BEiT)."""
+    """The learning rate of the embeddings is multiplied by lr_decay^(depth + 1), of block i by lr_decay^(depth - i), as
+    of the merging behind it; of the final norm and the head it is whole (Clark et al. 2020, ELECTRA; Bao et al. 2022,
+    BEiT)."""
     lora: tuple[str, ...] = ()
     """Patterns of affine layers that learn a low-rank difference (:class:`~xpformer.layers.LoRA`), while all else but a
     new head is frozen; ``freeze`` can let more learn: ``!*.norm?``.  Of a fused projection ``*.q``, ``*.k`` and ``*.v``
@@ -65,7 +68,7 @@ def tune(model: Layer, how: Tuning, *, new: Sequence[str] = ()) -> None:
     """Make ``model`` learn as ``how`` says; one that has data keeps it.
 
     Args:
-        model: a ViT or a GPT.
+        model: a ViT, a Swin or a GPT.
         how: what learns.
         new: patterns of parameters that LoRA leaves trainable, of a new head.
 
@@ -82,10 +85,10 @@ def tune(model: Layer, how: Tuning, *, new: Sequence[str] = ()) -> None:
     frozen -= {name for name in frozen if name.startswith(adapted) and name.endswith((".lora_a", ".lora_b"))}
     if frozen == parameters.keys():
         raise ConfigError(f"freeze = {list(how.freeze)} leaves nothing to learn; let some of it: '!{HEAD}'")
-    depth = len(getattr(model, "blocks", []))
+    depths = [len(stage.blocks) for stage in getattr(model, "stages", [model]) if hasattr(stage, "blocks")]
     for name, parameter in parameters.items():
         parameter.trainable = name not in frozen
-        parameter.lr_scale = how.lr_decay ** (depth + 1 - _height(name, depth))
+        parameter.lr_scale = how.lr_decay ** (sum(depths) + 1 - _height(name, depths))
     if model._store is not None:
         model.to(model.backend, model.dtype)
 
@@ -123,18 +126,21 @@ def _matching(option: str, patterns: Sequence[str], names: Mapping[str, object])
         matched = {n for n in names if fnmatchcase(n, pattern) or fnmatchcase(n, f"{pattern}.*")}
         if not matched:
             what = "affine layer" if option == "lora" else "parameter"
-            known = {re.sub(r"^blocks\.\d+", "blocks.*", re.sub(r"\.(weight|bias)$", "", n)) for n in names}
+            known = {re.sub(r"\b(stages|blocks)\.\d+", r"\1.*", re.sub(r"\.(weight|bias)$", "", n)) for n in names}
             raise ConfigError(f"{option}: {pattern!r} matches no {what}; {suggest(pattern, known)}")
         found |= matched
     return [name for name in names if name in found]
 
 
-def _height(name: str, depth: int) -> int:
-    """0 for embeddings, i + 1 for block i, depth + 1 for what stands behind them."""
-    first, _, rest = name.partition(".")
+def _height(name: str, depths: Sequence[int]) -> int:
+    """0 for embeddings, i + 1 for block i of all, the same for what merges its tokens, one more for what is behind."""
+    first, *rest = name.split(".")
     if first == "blocks":
-        return int(rest.partition(".")[0]) + 1
-    return depth + 1 if first in ("norm", "head", "head_hidden") else 0
+        return int(rest[0]) + 1
+    if first == "stages":
+        stage, *block = int(rest[0]), *rest[2:3]
+        return sum(depths[:stage]) + int(block[0]) + 1 if rest[1] == "blocks" else sum(depths[: stage + 1])
+    return sum(depths) + 1 if first in ("norm", "head", "head_hidden") else 0
 
 
 def merged_state(model: Layer) -> dict[str, HostArray]:
@@ -167,9 +173,9 @@ def carry_over(
 
     Args:
         trained: by name.
-        old: their :class:`ViTConfig` or :class:`GPTConfig`.
+        old: their :class:`ViTConfig`, :class:`SwinConfig` or :class:`GPTConfig`.
         initial: weights of the new shape, for a head with other classes.
-        new: as ``old``; classes, image size, context and dropouts may differ.
+        new: as ``old``; classes, image size, window, context and dropouts may differ.
         new_head: also where there are as many classes as before.
 
     Raises:
@@ -184,13 +190,20 @@ def carry_over(
             said.append(f"context {new.context} of {old.context}: the later positions are left out")
             found = {n: a[: new.context] if n == "positions.weight" else a for n, a in found.items()}
         return found, said
-    grids = [ViT(config).grid for config in (old, new)]
-    if grids[0] != grids[1] and new.pool == "flatten":
+    pool = getattr(new, "pool", "mean")
+    grids = [config.grids[0] if isinstance(config, SwinConfig) else ViT(config).grid for config in (old, new)]
+    if grids[0] != grids[1] and pool == "flatten":
         raise ConfigError(f"model.image_size = {new.image_size}: a head on all tokens needs the old {old.image_size}")
     if grids[0] != grids[1] and new.positions == "learned":
         said.append("positions interpolated from {} x {} to {} x {} patches".format(*grids[0], *grids[1]))
-        table = resize_positions(trained["positions.weight"], *grids, token=new.pool == "token")
+        table = resize_positions(trained["positions.weight"], *grids, token=pool == "token")
         found["positions.weight"] = table
+    for stage in range(len(getattr(new, "depths", ()))):
+        before, after = (config.windows(stage, 0).window[0] for config in (old, new))
+        if before != after:
+            said.append(f"stage {stage}: tables for windows of {before} made such for windows of {after}")
+            tables = [n for n in found if n.startswith(f"stages.{stage}.") and n.endswith(".attention.table")]
+            found |= {name: resize_distances(found[name], before, after) for name in tables}
     if new_head or new.classes != old.classes:
         replaced = f" in place of the old one of {old.classes}" if "head.output.weight" in trained else ""
         said.append(f"a new head of {new.classes} classes{replaced}")

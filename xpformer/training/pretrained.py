@@ -18,7 +18,7 @@ from xpformer.data.tokenizers import Tokenizer
 from xpformer.data.windows import check_windows
 from xpformer.errors import ConfigError, DataError
 from xpformer.interop.assets import Assets
-from xpformer.interop.families import default_names, family_of
+from xpformer.interop.families import default_names, default_preprocessor, family_of
 from xpformer.interop.hub import is_name
 from xpformer.interop.pretrained import Pretrained, open_pretrained
 from xpformer.models.gpt import GPT
@@ -82,10 +82,9 @@ class Opened:
 
     @property
     def how(self) -> Preprocessor:
-        """What is done to a picture, for the model's size; by the figures of ViT's own where there are none."""
+        """What is done to a picture, for the model's size; by the figures of the kind's own where there are none."""
         config = self.model.config
-        how = self.assets.preprocessor or Preprocessor.of_vit(config.image_size, config.channels)
-        return how.sized(config.image_size)
+        return (self.assets.preprocessor or default_preprocessor(config)).sized(config.image_size)
 
     @property
     def preprocessor(self) -> dict[str, Any]:

@@ -136,7 +136,9 @@ class Task(ABC, Generic[S, D]):
         if source is None and self.starts_from is not None:
             raise ConfigError("which model? name a directory of one that is trained, or a run: --from DIR")
         if source is not None and self.starts_from is None:
-            raise ConfigError(f"--from {source}: only vit-finetune and gpt-finetune go on from a trained model")
+            raise ConfigError(
+                f"--from {source}: only vit-finetune, swin-finetune and gpt-finetune go on from a trained model"
+            )
 
     def adopt(self, start: Pretrained, asked: S | None = None) -> dict[str, Any]:
         """The options, by section, that come from a trained model and not from the recipe.
@@ -151,7 +153,8 @@ class Task(ABC, Generic[S, D]):
         kinds = type(start.config), self.starts_from or type(None)
         if kinds[0] is not kinds[1]:
             found, expected = (kind.__name__.removesuffix("Config") for kind in kinds)
-            raise ConfigError(f"--from {start.where}: holds a {found}, expected a {expected}")
+            recipe = f"{found.lower()}-finetune"
+            raise ConfigError(f"--from {start.where}: holds a {found}, expected a {expected}; {recipe} goes on from it")
         if asked is not None:
             check_change(start.config, asked.model)  # before the data are read
         return {"model": asdict(start.config)}

@@ -345,8 +345,8 @@ def test_what_cannot_go_on(vit: Path, gpt: Path, pictures: Path, text: Path, tmp
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     cases: list[tuple[str, Path | None, Path | None, tuple[str, ...], type[Exception], str]] = [
         ("vit-finetune", None, pictures, (), ConfigError, r"which model\? name a directory .* --from DIR"),
-        ("vit-digits", vit, None, (), ConfigError, r"--from .*: only vit-finetune and gpt-finetune go on"),
-        ("vit-finetune", gpt, pictures, (), ConfigError, r"--from .*: holds a GPT, expected a ViT"),
+        ("vit-digits", vit, None, (), ConfigError, r"--from .*: only vit-finetune, swin-finetune and gpt-finetune go"),
+        ("vit-finetune", gpt, pictures, (), ConfigError, r"--from .*: holds a GPT, .*; gpt-finetune goes on from it$"),
         ("gpt-finetune", vit, text, (), ConfigError, r"--from .*: holds a ViT, expected a GPT"),
         ("vit-finetune", pictures, pictures, (), CheckpointError, r"has no config\.json; expected"),
         ("vit-finetune", vit, None, (), DataError, r"which pictures\? .* --data folder:DIR"),
@@ -393,3 +393,67 @@ def test_a_model_without_a_tokenizer_or_processor(
         tuned("gpt-finetune", bare[1], text, tmp_path / "b")
     session = tuned("gpt-finetune", bare[1], text, tmp_path / "c", f"tokenizer={gpt}")
     assert session.data.vocabulary == 270
+
+
+# ---- Swin -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def swin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory of transformers without a processor."""
+    pytest.importorskip("transformers")
+    from tests.interop import theirs
+
+    return theirs.save(theirs.swin(num_channels=3, depths=[1, 2], num_heads=[2, 3]), tmp_path_factory.mktemp("swin"))
+
+
+@pytest.mark.parametrize("preset", ["full", "lora", "head"])
+def test_a_swin_of_transformers(swin: Path, pictures: Path, tmp_path: Path, preset: str) -> None:
+    import torch
+
+    from tests.interop import theirs
+
+    rank = ("rank=2",) if preset == "lora" else ()
+    session = tuned("swin-finetune", swin, pictures, tmp_path / "run", *rank, preset=preset)
+    assert session.notes == ["a new head of 2 classes in place of the old one of 7"]
+    assert session.settings.preprocessor == Preprocessor.of_swin(26, 3)
+    model, before = session.trainer.model, load(swin).state()
+    assert session.train() == "finished"
+    after = merged_state(model)
+    moved = {n.partition(".")[0] for n, a in after.items() if n in before and not np.array_equal(a, before[n])}
+    everything = {"embedding", "patch_norm", "stages", "norm", "head"}
+    assert moved == {"full": everything, "lora": {"stages", "head"}, "head": {"head"}}[preset]
+    trained = load_trained(tmp_path / "run")
+    assert evaluate_run(trained, None, session.data).count == 2
+    picture = trained.task.picture(trained.settings, pictures / "dark" / "3.png")
+    trained.model.save_pretrained(tmp_path / "out")
+    theirs_again = theirs.reopen(tmp_path / "out", theirs.SwinForImageClassification)
+    x = normalize(picture[None], session.settings.preprocessor.mean, session.settings.preprocessor.std)
+    found = trained.model.backend.to_numpy(trained.model(x))
+    assert equal("logits", found, theirs.logits(theirs_again, torch.tensor(x)), HUGGING_FACE["float32"]).ok
+
+
+def test_a_swin_for_other_images_is_resumed_to_the_same_bits(swin: Path, pictures: Path, tmp_path: Path) -> None:
+    """Windows of 3 on grids of 13 and 7 become windows of 2 on a grid of 2 where images have 4 pixels."""
+    how: dict[str, Any] = {"preset": "lora", "seed": 3}
+    whole = tuned("swin-finetune", swin, pictures, tmp_path / "whole", "image_size=4", "rank=2", **how)
+    assert whole.notes == [
+        "stage 0: tables for windows of 3 made such for windows of 2",
+        "stage 1: tables for windows of 3 made such for windows of 1",
+        "a new head of 2 classes in place of the old one of 7",
+    ]
+    whole.train()
+    part = tuned("swin-finetune", swin, pictures, tmp_path / "part", "image_size=4", "rank=2", **how)
+    part.train(max_steps=2)
+    part, _ = resume(tmp_path / "part")
+    part.train()
+    assert not differences(outcome(part.run), outcome(whole.run))
+
+
+def test_each_kind_has_its_recipe(swin: Path, vit: Path, pictures: Path, tmp_path: Path) -> None:
+    for recipe, source, message in (
+        ("vit-finetune", swin, r"holds a Swin, expected a ViT; swin-finetune goes on from it$"),
+        ("swin-finetune", vit, r"holds a ViT, expected a Swin; vit-finetune goes on from it$"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            tuned(recipe, source, pictures, tmp_path / "run")

@@ -14,7 +14,9 @@ from xpformer.data.preprocess import Preprocessor
 from xpformer.data.text import TextData
 from xpformer.errors import ConfigError, DataError
 from xpformer.interop.assets import TOKENIZER_FILES, Assets
+from xpformer.interop.families import default_preprocessor
 from xpformer.models.gpt import GPTConfig
+from xpformer.models.swin import SwinConfig
 from xpformer.models.tuning import carry_over
 from xpformer.models.vit import ViTConfig
 from xpformer.training.tasks.images import ImageTask, Settings
@@ -35,6 +37,13 @@ class FolderSettings(Settings):
     preprocessor: Preprocessor = Preprocessor()  # noqa: RUF009  (frozen)
 
 
+@dataclass(frozen=True)
+class SwinFolderSettings(FolderSettings):
+    """The same for a :class:`~xpformer.models.swin.Swin`."""
+
+    model: SwinConfig  # type: ignore[assignment]
+
+
 def folder_data(folder: Path | None, settings: FolderSettings, seed: int) -> ImageData:
     """The ``load_data`` of a recipe for image folders."""
     if folder is None:
@@ -47,7 +56,7 @@ class FolderTask(ImageTask):
     """A trained ViT goes on learning, on the pictures of a folder."""
 
     settings: ClassVar[type[Any]] = FolderSettings
-    starts_from = ViTConfig
+    starts_from: ClassVar[type[Any] | None] = ViTConfig
 
     def load(self, load_data: Callable[..., object], folder: Path | None, settings: Settings, seed: int) -> object:
         """``load_data(folder or None, settings, seed)``; what the preprocessor makes has to be what the model takes."""
@@ -62,9 +71,9 @@ class FolderTask(ImageTask):
         return load_data(folder, settings, seed)
 
     def adopt(self, start: Pretrained, asked: Settings | None = None) -> dict[str, Any]:
-        """Shape, and the preprocessor for the image size; the figures of ViT's own where it came without."""
+        """Shape, and the preprocessor for the image size; the figures of the kind's own where it came without."""
         found, config = super().adopt(start, asked), start.config
-        how = start.assets.preprocessor or Preprocessor.of_vit(config.image_size, config.channels)
+        how = start.assets.preprocessor or default_preprocessor(config)
         size = config.image_size if asked is None else asked.model.image_size
         return found | {"preprocessor": asdict(how.sized(size))}
 
@@ -101,6 +110,13 @@ class FolderTask(ImageTask):
         assert isinstance(settings, FolderSettings)
         pixels = settings.preprocessor.read(path, settings.model.channels)
         return 255 - pixels if invert is True else pixels
+
+
+class SwinFolderTask(FolderTask):
+    """The same for a Swin."""
+
+    settings = SwinFolderSettings
+    starts_from = SwinConfig
 
 
 class TunedTextTask(TextTask):
@@ -156,4 +172,4 @@ class TunedTextTask(TextTask):
         return found | dict(kept.files)
 
 
-FOLDER, TUNED_TEXT = FolderTask(), TunedTextTask()
+FOLDER, SWIN_FOLDER, TUNED_TEXT = FolderTask(), SwinFolderTask(), TunedTextTask()
