@@ -83,9 +83,8 @@ class MultiHeadAttention(Layer):
     def attend(self, x: Any, ctx: Context, mask: Any) -> Any:
         """The heads' means of the values, side by side, before the output projection: (..., T, D) -> (..., T, D)."""
         parts = (self.heads, self.kv_heads, self.kv_heads)
-        q, k, v = ctx.forward(
-            split_heads, self.qkv.forward(x, ctx), heads=parts
-        )  # (..., T, H, d), (..., T, G, d) twice
+        qkv = self.qkv.forward(x, ctx)
+        q, k, v = ctx.forward(split_heads, qkv, heads=parts)  # (..., T, H, d), (..., T, G, d) twice
         if self.rotary_base:
             positions = token_positions(x, ctx)  # (T,) or (B, T)
             q = ctx.forward(rotary, q, positions, base=self.rotary_base)
