@@ -180,7 +180,8 @@ def sharded(folder: Path) -> dict[str, Any]:
         ("C:\\a.safetensors", "expected a plain name"),
         (".hidden.safetensors", "expected a plain name"),
         ("config.json", "expected a plain name ending in .safetensors"),
-        (3, "expected an object of tensors and their files"),
+        (3, "wte.weight is in the file 3, expected a plain name"),
+        (["a.safetensors"], "wte.weight is in the file .*, expected a plain name"),
     ],
 )
 def test_an_index_that_leads_nowhere(file: Any, match: str, tmp_path: Path) -> None:

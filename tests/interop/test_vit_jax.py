@@ -98,6 +98,13 @@ def test_logits_are_those_of_the_same_weights(spelling: str, tmp_path: Path) -> 
     assert measure.ok, measure
 
 
+def test_an_optimizers_state_does_not_make_the_weights_wider(tmp_path: Path) -> None:
+    arrays = as_jax(theirs.vit(**LIKE_JAX))
+    state = {"opt/state/mean": np.zeros(3, np.float64)}
+    np.savez(tmp_path / "a.npz", **{f"opt/target/{name}": a for name, a in arrays.items()}, **state)
+    assert ViT.from_pretrained(tmp_path / "a.npz").dtype == "float32"
+
+
 @pytest.mark.parametrize("embedding", ["conv", "flatten"])
 def test_what_is_written_comes_back_with_the_same_bits(embedding: str, tmp_path: Path) -> None:
     config = ViTConfig.preset(

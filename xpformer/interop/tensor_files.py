@@ -207,11 +207,11 @@ def refuse(file: Path) -> NoReturn:
 def _sharded(folder: Path) -> TensorFiles:
     index = folder / INDEX
     names = read_object(index).get("weight_map")
-    if not isinstance(names, dict) or not names or not all(isinstance(file, str) for file in names.values()):
+    if not isinstance(names, dict) or not names:
         raise CheckpointError(f"{index}: weight_map is {names!r:.60}, expected an object of tensors and their files")
     for name, file in names.items():
         check_name(str(index), name)
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}\.safetensors", file):
+        if not isinstance(file, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}\.safetensors", file):
             raise CheckpointError(
                 f"{index}: {name} is in the file {file!r:.80}, expected a plain name ending in .safetensors"
             )

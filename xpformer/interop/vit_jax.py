@@ -57,9 +57,11 @@ class NpzFile:
         open_regular(path).close()  # a pipe would hang
         found = self._headers()
         prefix = next((p for p in ("opt/target/", "params/") if f"{p}embedding/kernel" in found), "")
-        for name, shape in found.items():
+        self.dtype = "float32"
+        for name, (shape, dtype) in found.items():
             if not name.startswith(prefix):
                 continue  # the state of an optimizer
+            self.dtype = "float64" if dtype == np.float64 else self.dtype
             for plain, number in _unstacked(name.removeprefix(prefix), shape):
                 check_name(self.where, plain)
                 for pattern, replacement in _NEW_NUMBERS:
@@ -69,10 +71,9 @@ class NpzFile:
                 self.shapes[plain] = shape if number is None else shape[1:]
                 self._places[plain] = (name, number)
 
-    def _headers(self) -> dict[str, tuple[int, ...]]:
-        """Name to shape; what an array's header claims must be in the file."""
+    def _headers(self) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+        """Name to shape and dtype; what an array's header claims must be in the file."""
         found = {}
-        self.dtype = "float32"
         try:
             with zipfile.ZipFile(self.path) as archive:
                 for member in archive.infolist():
@@ -85,8 +86,7 @@ class NpzFile:
                         raise CheckpointError(f"{self.path}: {member.filename} holds objects, which can run code")
                     if claimed != member.file_size:
                         raise ValueError(f"{member.filename} has {member.file_size:,} bytes, expected {claimed:,}")
-                    self.dtype = "float64" if dtype == np.float64 else self.dtype
-                    found[member.filename.removesuffix(".npy")] = tuple(shape)
+                    found[member.filename.removesuffix(".npy")] = (tuple(shape), dtype)
         except (zipfile.BadZipFile, ValueError, OSError, EOFError, NotImplementedError, RuntimeError) as error:
             raise self._damaged(error) from error
         return found
