@@ -32,7 +32,8 @@ def steps_per_epoch(n: int, batch_size: int, drop_last: bool = True) -> int:
         raise ConfigError(f"batch_size is {batch_size}, expected at least 1")
     steps = n // batch_size if drop_last else -(-n // batch_size)
     if steps < 1:
-        raise ConfigError(f"batch_size is {batch_size}, but there are only {n} samples: take a smaller batch_size")
+        repair = f"set train.batch_size={n} or less" if n else "give some"
+        raise ConfigError(f"batch_size is {batch_size}, but there are only {n} samples: {repair}")
     return steps
 
 
