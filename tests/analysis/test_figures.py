@@ -151,6 +151,16 @@ def test_predictions_grid_of_any_size(count: int, channels: int, tmp_path: Path)
     assert picture.std() > 30
 
 
+@pytest.mark.parametrize("channels", [2, 4, 5])
+def test_images_of_other_channels_are_shown_by_their_mean(channels: int, tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (1, channels, 8, 8)).astype(np.uint8)
+    drawn = []
+    for name, shown in ("all", images), ("mean", images.mean(axis=1, keepdims=True) / 255):
+        path = predictions_grid(shown, np.full((1, 2), 0.5), None, ("yes", "no"), tmp_path / f"{name}.png")
+        drawn.append(pixels(path))
+    np.testing.assert_array_equal(*drawn)
+
+
 def test_predictions_grid_without_images(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no image"):
         predictions_grid(np.zeros((0, 1, 4, 4)), np.zeros((0, 2)), None, ("a", "b"), tmp_path / "grid.png")
