@@ -10,6 +10,7 @@ from xpformer.analysis import drawing
 from xpformer.analysis.attention import (
     attention_figure,
     attention_maps,
+    covered,
     grids,
     received,
     token_attention_figure,
@@ -18,7 +19,7 @@ from xpformer.analysis.attention import (
 from xpformer.errors import DataError
 from xpformer.functional import attention
 from xpformer.functional.attention import attention_scores
-from xpformer.functional.window_partition import cut
+from xpformer.functional.window_partition import Windows, cut
 
 
 @pytest.mark.parametrize("pool", ["mean", "token"])
@@ -53,8 +54,10 @@ def test_windows_are_put_together(tmp_path):
     for n, window in enumerate(patches):
         for j, patch in enumerate(window.astype(int)):
             if patch:
-                np.testing.assert_allclose(found[:, :, patch - 1], weights[:, n, :, :, j].mean(axis=-1), rtol=1e-12)
+                read = weights[:, n, :, window > 0, j].mean(axis=0)  # by the tokens of its window that are no padding
+                np.testing.assert_allclose(found[:, :, patch - 1], read, rtol=1e-12)
     assert attention_figure(np.zeros((3, 9, 9), np.uint8), maps, where, tmp_path / "swin.png").stat().st_size > 1000
+    assert set(covered(model).items()) >= {(name, (10, 10)), ("stages.1.blocks.0.attention", (12, 12))}
     vit = ViT(ViTConfig.preset("tiny"))
     assert set(grids(vit).values()) == {vit.grid}
 
@@ -72,6 +75,22 @@ def test_picture_shows_where_a_head_looks(tmp_path):
     assert np.mean(flat != peaked) > 0.05
     with pytest.raises(DataError, match="no attention"):
         attention_figure(image, {}, grid, tmp_path / "none.png")
+
+
+def test_a_padded_grid_reaches_beyond_the_picture(tmp_path):
+    """Patches of 4 on 5 pixels: of the second row and column one pixel is seen, of either colour."""
+    from PIL import Image
+
+    image, path = np.zeros((1, 5, 5), np.uint8), "stages.0.blocks.0.attention"
+    left = np.zeros((1, 1, 1, 4, 4))
+    left[..., ::2] = 0.5
+    where, drawn = {path: Windows((2, 2), (2, 2))}, []
+    for name, span in ("image", None), ("padded", {path: (8, 8)}):
+        found = attention_figure(image, {path: left}, where, tmp_path / f"{name}.png", covered=span)
+        drawn.append(np.asarray(Image.open(found).convert("RGB")).astype(int))
+    yellow = [(picture[:, :, 0] > picture[:, :, 2] + 60).sum() for picture in drawn]
+    assert drawn[0].shape == drawn[1].shape
+    assert yellow[1] > 1.3 * yellow[0]
 
 
 def test_scores_are_before_the_softmax():

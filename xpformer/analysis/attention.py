@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from xpformer.analysis.drawing import INK, LIGHT, fonts_for, new_figure, save_figure, show_image
-from xpformer.array import HostArray
+from xpformer.array import HostArray, size
 from xpformer.errors import DataError
 from xpformer.functional._op import Op, Pair
 from xpformer.functional.attention import attention, attention_weights
-from xpformer.functional.window_partition import Windows, join
+from xpformer.functional.window_partition import Windows, cut, join
 from xpformer.layers import Context, Layer, MultiHeadAttention, Observer, WindowAttention
 
 
@@ -59,14 +59,26 @@ def grids(model: Layer) -> dict[str, tuple[int, int] | Windows]:
     return {path: a.windows if isinstance(a, WindowAttention) else grid for path, a in layers.items()}
 
 
+def covered(model: Any) -> dict[str, tuple[int, int]]:
+    """Rows and columns of pixels under the grid of each attention layer of a Swin: padding reaches beyond the image."""
+    found = {}
+    for path, grid in grids(model).items():
+        if isinstance(grid, Windows):
+            stride = model.config.strides[int(path.split(".")[1])]  # stages.0.blocks.1.attention
+            found[path] = (grid.grid[0] * stride, grid.grid[1] * stride)
+    return found
+
+
 def received(weights: HostArray, grid: tuple[int, int] | Windows) -> HostArray:
     """How much each patch is read: (B, H, T, S) -> (B, H, rows, columns).
 
     With a class token in front (T = rows x columns + 1) it is what that token reads; else the mean over all tokens.
-    Windows, (B, N, H, T, S), are put together: a patch is read by the tokens of its own.
+    Windows, (B, N, H, T, S), are put together: a patch is read by the tokens of its own, padding left out.
     """
     if isinstance(grid, Windows):
-        windows: Any = np.moveaxis(weights.mean(axis=-2), 2, -1)  # (B, N, S, H)
+        reads = np.asarray(cut(np.ones((size(grid.grid), 1)), grid))[:, None]  # (N, 1, T, 1), 0 in the padding
+        mean = (weights * reads).sum(axis=-2) / reads.sum(axis=-2)  # (B, N, H, S)
+        windows: Any = np.moveaxis(mean, 2, -1)  # (B, N, S, H)
         whole = np.asarray(join(windows, grid))  # (B, rows columns, H)
         return np.moveaxis(whole, 1, 2).reshape(len(weights), -1, *grid.grid)
     patches = grid[0] * grid[1]
@@ -84,6 +96,7 @@ def attention_figure(
     grids: Mapping[str, tuple[int, int] | Windows],
     path: Path,
     *,
+    covered: Mapping[str, tuple[int, int]] | None = None,
     title: str = "",
 ) -> Path:
     """One row a block, one column a head: the image, brighter where its patches are read more.
@@ -93,6 +106,7 @@ def attention_figure(
         maps: of :func:`attention_maps`, for this one image (B = 1).
         grids: of :func:`grids`.
         path: of the PNG file.
+        covered: of :func:`covered`; what has none covers the image.
         title: above the picture.
     """
     rows = {name: received(weights[:1], grids[name])[0] for name, weights in maps.items()}
@@ -102,6 +116,8 @@ def attention_figure(
     figure = new_figure(min(10.0, 1.7 * columns), 1.75 * len(rows) + 0.5, title)
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for row, (line, (name, heads)) in enumerate(zip(axes, rows.items(), strict=True)):
+        down, across = (covered or {}).get(name, image.shape[1:])
+        extent = (-0.5, across - 0.5, down - 0.5, -0.5)
         show_image(line[0], image, LIGHT, 0.8)
         line[0].set_ylabel(name.removesuffix(".attention"), fontsize=9, color=INK)
         for head, spot in enumerate(line[1:]):
@@ -109,9 +125,9 @@ def attention_figure(
                 spot.set_axis_off()
                 continue
             show_image(spot, image, LIGHT, 0.8)
-            extent = (-0.5, image.shape[2] - 0.5, image.shape[1] - 0.5, -0.5)
             strength = heads[head] / max(float(heads[head].max()), np.finfo(float).tiny)
             spot.imshow(strength, cmap="viridis", alpha=0.62, extent=extent, vmin=0, vmax=1, interpolation="bicubic")
+            spot.set(xlim=(-0.5, image.shape[2] - 0.5), ylim=(image.shape[1] - 0.5, -0.5))
             if row == 0:
                 spot.set_title(f"head {head + 1}", fontsize=9, color=INK, pad=3.5)
     return save_figure(figure, path)

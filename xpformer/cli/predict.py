@@ -241,12 +241,13 @@ def _draw(
 
 def draw_attention(trained: Trained | Opened, picture: Picture, folder: Path) -> None:
     """``attention.png``: what each head of each block reads of an image."""
-    from xpformer.analysis.attention import attention_figure, attention_maps, grids
+    from xpformer.analysis.attention import attention_figure, attention_maps, covered, grids
     from xpformer.training.predict import model_input
 
     model, path = trained.model, folder / "attention.png"
     maps = attention_maps(model, model_input(trained, picture.pixels[None]))
-    say(f"picture: {attention_figure(picture.pixels, maps, grids(model), path, title=picture.name)}")
+    found = attention_figure(picture.pixels, maps, grids(model), path, covered=covered(model), title=picture.name)
+    say(f"picture: {found}")
 
 
 def _write_jpeg(folder: Path, picture: Picture, prediction: str, names: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from xpformer import initializers as init
+from xpformer.array import size
 from xpformer.errors import ConfigError
 from xpformer.functional.window_partition import Windows
 from xpformer.layers import (
@@ -127,13 +128,21 @@ class SwinConfig:
     def grids(self) -> tuple[tuple[int, int], ...]:
         """Rows and columns of tokens in each stage."""
         side = self.image_size
-        for stride in (self.patch_size,) if self.embedding == "flatten" else self.stem_strides:
+        for stride in self._steps():
             side = -(-side // stride)
         grids = []
         for _ in self.depths:
             grids.append((side, side))
             side = -(-side // 2)
         return tuple(grids)
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Pixels from one token to the next in each stage."""
+        return tuple(size(self._steps()) * 2**stage for stage in range(len(self.depths)))
+
+    def _steps(self) -> tuple[int, ...]:
+        return (self.patch_size,) if self.embedding == "flatten" else self.stem_strides
 
     def windows(self, stage: int, block: int) -> Windows:
         """How a block's grid is cut: every second block shifts its windows by half of one; a single window does not."""
