@@ -143,6 +143,7 @@ CASES: dict[str, tuple[Case, ...]] = {
         case("no leading axis", (3, 6, 7), (4, 3, 2, 5), (4,)),
         case("stem", (2, 3, 9, 8), (4, 3, 3, 3), (4,), stride=2, padding=1),
         case("kernel of one", (2, 3, 5, 6), (4, 3, 1, 1), (4,), stride=2),
+        case("padding wider than the kernel", (2, 5, 3, 2), (4, 5, 1, 1), (4,), stride=(1, 3), padding=(2, 5)),
         shape_case("one sample", (1, 3, 7, 8), (4, 3, 2, 5), (4,), padding=1),
         shape_case("one channel", (2, 1, 7, 8), (1, 1, 3, 3), (1,), padding=1),
         shape_case("one place", (2, 3, 4, 5), (6, 3, 4, 5), (6,)),

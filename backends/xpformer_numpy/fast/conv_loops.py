@@ -38,7 +38,8 @@ def windows(
         for h in range(rows):
             for w in range(columns):
                 start = (w * stride_columns - left) * channels
-                first, last = max(0, -start), min(run, width - start)
+                first = min(run, max(0, -start))  # all of it in the border where that is wider than the kernel
+                last = max(first, min(run, width - start))
                 for i in range(kernel_rows):
                     r, at = h * stride_rows + i - top, i * run
                     if r < 0 or r >= height:
@@ -81,7 +82,8 @@ def add_windows(
         for h in range(rows):
             for w in range(columns):
                 start = (w * stride_columns - left) * channels
-                first, last = max(0, -start), min(run, width - start)
+                first = min(run, max(0, -start))
+                last = max(first, min(run, width - start))
                 for i in range(kernel_rows):
                     r, at = h * stride_rows + i - top, i * run
                     if r >= 0 and r < height:
