@@ -261,8 +261,8 @@ ERRORS: list[tuple[dict[str, Any], str]] = [
     ({"drop_path": 2.0}, "drop_path = 2.0 is outside 0 <= rate < 1"),
     ({"mlp_ratio": 0.0}, "mlp_ratio = 0.0 is not positive"),
     ({"norm_eps": 0.0}, "norm_eps = 0.0 is not positive"),
-    ({"depths": (), "heads": ()}, "depths = () names 0 stages, heads = () 0; give as many, and 1 to 16"),
-    ({"heads": (2,)}, "depths = (2, 2) names 2 stages, heads = (2,) 1; give as many, and 1 to 16"),
+    ({"depths": (), "heads": ()}, "depths = () has 0 numbers, heads = () 0; give as many, and 1 to 16"),
+    ({"heads": (2,)}, "depths = (2, 2) has 2 numbers, heads = (2,) 1; give as many, and 1 to 16"),
     ({"heads": (2, 5)}, "heads = 5 does not divide 16, the width of its stage, from dim = 8"),
     ({"mlp_ratio": 0.1}, "mlp_ratio = 0.1 leaves the MLP no hidden unit of dim = 8"),
     (

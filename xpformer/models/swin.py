@@ -102,7 +102,7 @@ class SwinConfig:
         check_stem(self)
         if len(self.depths) != len(self.heads) or not 1 <= len(self.depths) <= MOST_STAGES:
             raise ConfigError(
-                f"depths = {self.depths} names {len(self.depths)} stages, heads = {self.heads} {len(self.heads)}; "
+                f"depths = {self.depths} has {len(self.depths)} numbers, heads = {self.heads} {len(self.heads)}; "
                 f"give as many, and 1 to {MOST_STAGES}"
             )
         for heads, dim in zip(self.heads, self.dims, strict=True):
