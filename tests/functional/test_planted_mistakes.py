@@ -193,6 +193,8 @@ def bias_summed_before_the_slope(dy: Any, saved: Any, *, need: Any = None) -> An
 @mistake("conv2d")
 def stride_ignored_in_dx(dy: Any, saved: Any, *, need: Any = None) -> Any:
     spread = tuple(a._replace(stride=1, after=a.kernel + a.places - 1 - a.length - a.before) for a in saved.axes)
+    if any(a.before >= a.kernel + a.places - 1 for a in spread):  # with a stride of 1 the border would be all
+        return right("conv2d", dy, saved, need)
     dx = right("conv2d", dy, saved._replace(axes=spread), ("x",))[0]
     _, dweight, dbias = right("conv2d", dy, saved, need)
     return *only(need, "conv2d", dx, None, None)[:1], dweight, dbias

@@ -351,7 +351,7 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "head_hidden": ({"head_hidden": -1}, "head_hidden = -1 is negative"),
     "mlp_ratio": ({"mlp_ratio": 0.0}, "mlp_ratio = 0.0 is not positive"),
     "tiny mlp_ratio": ({"mlp_ratio": 0.5 / 64}, "mlp_ratio = 0.0078125 of dim = 64 is no width of a hidden layer"),
-    "mlp_ratio without end": ({"mlp_ratio": float("inf")}, "mlp_ratio = inf of dim = 64 is no width of a hidden layer"),
+    "mlp_ratio without end": ({"mlp_ratio": float("inf")}, "mlp_ratio = inf is not a finite number"),
     "norm_eps": ({"norm_eps": float("nan")}, "norm_eps = nan is not positive"),
     "heads": ({"heads": 5}, "heads = 5 does not divide dim = 64"),
     "no heads": ({"heads": 0}, "heads = 0 does not divide dim = 64"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -28,7 +29,7 @@ def check_fields(
         not_negative: whole numbers that are at least 0.
         choices: the words that a field can be.
         rates: numbers 0 <= rate < 1, or ``None``.
-        above_zero: numbers above 0.
+        above_zero: finite numbers above 0.
     """
     for name in positive:
         value = getattr(config, name)
@@ -48,6 +49,8 @@ def check_fields(
     for name in above_zero:
         if not getattr(config, name) > 0.0:
             raise ConfigError(f"{name} = {getattr(config, name)} is not positive")
+        if math.isinf(getattr(config, name)):
+            raise ConfigError(f"{name} = {getattr(config, name)} is not a finite number")
 
 
 def check_hidden(dim: int, mlp_ratio: float) -> None:
