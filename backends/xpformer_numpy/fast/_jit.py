@@ -1,4 +1,4 @@
-"""How the loops of :mod:`xpformer_numpy.fast.loops` and :mod:`xpformer_numpy.fast.update_loops` are compiled.
+"""How the loops of this package are compiled: those of ``loops``, ``conv_loops`` and ``update_loops``.
 
 - **Serial, and without the interpreter's lock**: the threads are those of training.  Numba's own would fight with them.
 - **When first called**, for one signature, and kept on disk beside the source (or in the user's cache).

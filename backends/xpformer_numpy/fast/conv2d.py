@@ -4,9 +4,9 @@ A few images are taken at a time, so that the windows stay in the cache between 
 of the image is the product's, scattered by another loop.  The windows end in a 1 where there is a bias: then its sum
 and its gradient are part of the products.
 
-Alone it is as fast as the pair of NumPy's calls; two threads that share a batch wait less for the interpreter's lock.
-Measured with two threads, steps in turn: preset ``quick`` of vit-mnist 51.4 ms against 55.7 ms (medians of 33; fastest
-46.3 against 48.9), ``small`` of swin-mnist 187 against 190 ms.
+Measured against the pair of NumPy's calls in a whole step, two threads that share the batch, steps in turn: preset
+``quick`` of vit-mnist 51.4 ms against 55.7 ms (medians of 33; fastest 46.3 against 48.9), ``small`` of swin-mnist 187
+against 190 ms.
 """
 
 from __future__ import annotations
