@@ -60,7 +60,7 @@ class NumpyBackend(Backend):
             raise BackendError('backend numpy:fast needs Numba, which is not installed; pip install "xpformer[fast]"')
         from xpformer_numpy import fast
 
-        first = {name: (pair, *self._pairs.get(name, ())) for name, pair in fast.PAIRS.items()}
+        first = {name: (*pairs, *self._pairs.get(name, ())) for name, pairs in fast.PAIRS.items()}
         self._pairs, self._kernels = {**self._pairs, **first}, {**self._kernels, **fast.KERNELS}
 
     def sharing_operations(self, run: Runner, threads: int) -> AbstractContextManager[None]:

@@ -42,6 +42,11 @@ def sharing(run: Runner, threads: int) -> Iterator[None]:
         _team.run, _team.threads = before
 
 
+def alone() -> bool:
+    """Whether this thread computes what it computes by itself."""
+    return _team.run is None
+
+
 def parts(count: int, width: int = 1) -> list[slice]:
     """``count`` rows of ``width`` elements in one contiguous part a thread."""
     useful = min(_team.threads, count * width // LEAST)

@@ -4,8 +4,8 @@ The heads are views of the packed projection: BLAS takes their strides, nothing 
 written into one packed array, which :mod:`xpformer_numpy.split_heads` recognises.  Causal scores are computed in tiles
 of queries: of each tile only the keys up to its last query's are multiplied, in all six products.
 
-What is done with the scores between the products is a :class:`Softmax`; that of this module is NumPy's own calls, that
-of :mod:`xpformer_numpy.fast` is compiled.
+What is done with the scores between the products is a :class:`Softmax`, here of NumPy's own calls.  In ``numpy:fast``
+:mod:`xpformer_numpy.fast.attention` does all of it a head at a time.
 
 An additive mask is a few matrices that recur along leading axes: the positions' bias of all windows, or one a window
 of the image.  It is added to a block of scores, and its gradient summed up, while the block is in the cache.
@@ -138,7 +138,7 @@ def forward(
 ) -> tuple[Array, BlockedSaved]:
     """``Y = softmax(scale Q Kᵀ + M) V``, with dropout of the weights if asked."""
     factor = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
-    q, k, v = (_heads(x) for x in (query, key, value))  # (B, H, T, d)
+    q, k, v = (heads_of(x) for x in (query, key, value))  # (B, H, T, d)
     count, heads, length, _ = q.shape
     seen = k.shape[2] - length + 1 if causal else None
     tiles = _tiles(length, k.shape[2], causal)
@@ -176,12 +176,12 @@ def backward(
     dy: Any, saved: BlockedSaved, *, need: Need = None, softmax: Softmax
 ) -> tuple[Array | None, Array | None, Array | None, Array | None]:
     """``dV = Pᵀ dY``, ``dZ = P (dP - rowsum(dP P))``, ``dQ = scale dZ K``, ``dK = scale dZᵀ Q``, ``dM = sum dZ``."""
-    q, k, v, d = (_heads(x) for x in (saved.query, saved.key, saved.value, dy))
+    q, k, v, d = (heads_of(x) for x in (saved.query, saved.key, saved.value, dy))
     probabilities = np.asarray(saved.probabilities)
     probabilities = probabilities.reshape(size(probabilities.shape[:-3]), *probabilities.shape[-3:])
     keep = None if saved.keep is None else np.asarray(saved.keep).reshape(probabilities.shape)
     dq, dk, dv = gradient_arrays(saved.query, saved.key, saved.value, need)
-    dq_heads, dk_heads, dv_heads = (None if x is None else _heads(x) for x in (dq, dk, dv))
+    dq_heads, dk_heads, dv_heads = (None if x is None else heads_of(x) for x in (dq, dk, dv))
     count, heads, length, keys = probabilities.shape
     seen = keys - length + 1 if saved.causal else None
     tiles = _tiles(length, keys, saved.causal)
@@ -354,7 +354,7 @@ def gradient_arrays(query: Any, key: Any, value: Any, need: Need) -> tuple[Float
     return out[0], out[1], out[2]
 
 
-def _heads(x: Any) -> Floats:
+def heads_of(x: Any) -> Floats:
     """(..., T, H, d) as (B, H, T, d), a view where its layout allows."""
     heads: Floats = x.reshape(size(x.shape[:-3]), *x.shape[-3:]).swapaxes(1, 2)
     return heads

@@ -39,8 +39,8 @@ def writes(dimensions: int, dtype: Any = types.float32) -> Any:
     return types.Array(dtype, dimensions, "C")
 
 
-def loop(*signature: Any) -> Callable[[Loop], Loop]:
-    """Compile a function for these types when it is first called."""
+def loop(*signature: Any, before: Callable[[], object] = lambda: None) -> Callable[[Loop], Loop]:
+    """Compile a function for these types when it is first called, ``before`` that do what it needs."""
 
     def decorate(function: Loop) -> Loop:
         lock, compiled = threading.Lock(), None
@@ -49,6 +49,7 @@ def loop(*signature: Any) -> Callable[[Loop], Loop]:
             nonlocal compiled
             if compiled is None:
                 with lock:
+                    before()
                     compiled = compiled or njit(signature, **OPTIONS)(function)
             return compiled(*arguments)
 

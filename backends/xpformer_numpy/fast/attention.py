@@ -1,53 +1,159 @@
-"""Attention as in :mod:`xpformer_numpy.attention`, with softmax and its gradient as one compiled loop each."""
+"""Attention of each head as a whole in a core's cache: :mod:`xpformer_numpy.fast.attention_loops`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from xpformer.array import Array, size
+from xpformer.functional._op import Need, Pair, needs
+from xpformer.functional.add_broadcast import recurring, sum_to
+from xpformer.rng import MaskKey
 from xpformer_numpy import attention_tiled
 from xpformer_numpy._common import Floats
-from xpformer_numpy.attention import Bias, Softmax, Tile, pair
+from xpformer_numpy._share import in_parts
 from xpformer_numpy.attention import covers as blocked_covers
-from xpformer_numpy.fast import loops
-from xpformer_numpy.fast.dropout import dropped, keep_bits
+from xpformer_numpy.attention import gradient_arrays, heads_of, scores_shape
+from xpformer_numpy.dropout import first_index
+from xpformer_numpy.fast import attention_loops as loops
+from xpformer_numpy.fast._lanes import LANES, aligned
+from xpformer_numpy.fast.dropout import words
+from xpformer_numpy.fast.products import ZEROS, panels_for
 
 
 def covers(query: Array, *others: Any, **options: Any) -> bool:
-    """What the blocked pair covers, in float32, its scores scaled by a positive number; long contexts are not."""
+    """What the blocked pair covers, in float32, the scale above 0; long contexts are not, nor a batch of nothing."""
     scale = options.get("scale")
-    fits = query.dtype == np.float32 and (scale is None or scale > 0.0)
+    fits = query.dtype == np.float32 and size(query.shape) > 0 and (scale is None or scale > 0.0)
     return fits and blocked_covers(query, *others, **options) and not attention_tiled.covers(query, *others, **options)
 
 
-def _softmax(scores: Floats, scale: float, seen: int | None, _tiles: Sequence[Tile]) -> None:
-    flat, columns = _flat(scores), scores.shape[3]
-    loops.softmax(flat, flat.view(np.int32), scale, columns, columns if seen is None else seen)
+class Saved(NamedTuple):
+    """What the backward needs: the arguments.  To compute the weights again is faster than to write and read them."""
+
+    query: Array
+    key: Array
+    value: Array
+    mask: Array | None
+    scale: float
+    causal: bool
+    dropout: float
+    dropout_key: MaskKey | None
 
 
-def _gradient(dp: Floats, p: Floats, scale: float, seen: int | None, _tiles: Sequence[Tile]) -> None:
-    matrices = dp.reshape(-1, *dp.shape[2:])
-    loops.softmax_gradient(matrices, p.reshape(matrices.shape), scale, dp.shape[3] if seen is None else seen)
+class _Heads(NamedTuple):
+    """The arguments in the form that the loops take, and memory for one head's scores."""
+
+    q: Floats
+    k: Floats
+    v: Floats
+    bias: Floats
+    seen: int
+    saved: Saved
+
+    @classmethod
+    def of(cls, saved: Saved) -> _Heads:
+        q, k, v = (_dense(x) for x in (saved.query, saved.key, saved.value))
+        scores = scores_shape(saved.query, saved.key)
+        bias = np.empty((0, 0, 0), np.float32) if saved.mask is None else _bias(saved.mask, scores)
+        return cls(q, k, v, bias, k.shape[2] - q.shape[2] + 1 if saved.causal else k.shape[2], saved)
+
+    def random(self, part: slice) -> tuple[Any, ...]:
+        """Which weights of some sequences are dropped, and memory for one head's."""
+        length, keys = self.q.shape[2], self.k.shape[2]
+        rate, key = self.saved.dropout, self.saved.dropout_key
+        if not rate or key is None:
+            return (0, 0, 0, 0, 1.0, np.empty((0, 0), np.bool_))
+        before = first_index(scores_shape(self.saved.query, self.saved.key), key)
+        first = before + part.start * self.q.shape[1] * length * keys
+        return (*words(first, rate, key), 1.0 / (1.0 - rate), np.empty((length, keys), np.bool_))
+
+    def scores(self, part: slice) -> tuple[Any, ...]:
+        """What of some sequences the weights are computed with, and memory for one head's."""
+        panels = panels_for(max(self.k.shape[3], self.v.shape[3]), self.k.shape[2])
+        numbers = aligned(self.q.shape[2])
+        first = part.start * self.q.shape[1]
+        return self.bias, first, self.saved.scale, self.seen, ZEROS, panels, numbers, self.scratch()
+
+    def scratch(self) -> Floats:
+        """(T, S), with room for whole registers in a row."""
+        scores: Floats = aligned(self.q.shape[2], -(-self.k.shape[2] // LANES) * LANES)
+        return scores
+
+    def in_parts(self, work: Callable[[slice], Any]) -> list[Any]:
+        """``work`` of some sequences, by the threads that share."""
+        return in_parts(work, len(self.q), self.q.shape[1] * self.q.shape[2] * self.k.shape[2])
 
 
-def _biased_softmax(scores: Floats, scale: float, bias: Bias, first: int) -> None:
-    flat, exact, near = _flat(scores), _flat(bias.exact), _flat(bias.near)
-    loops.biased_softmax(flat, flat.view(np.int32), exact, near, bias.limit, first, scale, scores.shape[3])
+def forward(
+    query: Any,
+    key: Any,
+    value: Any,
+    mask: Any = None,
+    *,
+    causal: bool = False,
+    scale: float | None = None,
+    dropout: float = 0.0,
+    dropout_key: MaskKey | None = None,
+) -> tuple[Array, Saved]:
+    """``Y = softmax(scale Q Kᵀ + M) V``, with dropout of the weights if asked."""
+    factor = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
+    saved = Saved(query, key, value, mask, factor, causal, dropout, dropout_key)
+    of = _Heads.of(saved)
+    count, heads, length, _ = of.q.shape
+    y = np.empty((count, length, heads, value.shape[-1]), np.float32)
+    out = y.swapaxes(1, 2)
+
+    def work(part: slice) -> None:
+        loops.attend(
+            of.q[part], of.k[part], of.v[part], *of.scores(part), *of.random(part), out[part]
+        )  # fmt: skip
+
+    of.in_parts(work)
+    return y.reshape(*query.shape[:-3], *y.shape[1:]), saved
 
 
-def _biased_gradient(dp: Floats, p: Floats, scale: float, dbias: Floats, first: int) -> None:
-    matrices = dp.reshape(-1, *dp.shape[2:])
-    loops.biased_softmax_gradient(matrices, p.reshape(matrices.shape), dbias, first, scale)
+def backward(dy: Any, saved: Saved, *, need: Need = None) -> tuple[Array | None, ...]:
+    """``dV = Rᵀ dY``, ``dZ = P (dP - rowsum(dP P))``, ``dQ = scale dZ K``, ``dK = scale dZᵀ Q``, ``dM = sum dZ``."""
+    of, d = _Heads.of(saved), _dense(dy)
+    gradients = gradient_arrays(saved.query, saved.key, saved.value, need)
+    outs = [np.empty((len(d), 0, 0, 0), np.float32) if x is None else heads_of(x) for x in gradients]
+    wanted = [x is not None for x in gradients]
+    want_mask = saved.mask is not None and needs(need, "mask")
+
+    def work(part: slice) -> Floats:
+        dbias = np.zeros(of.bias.shape if want_mask else (0, 0, 0), np.float32)
+        loops.attend_gradient(
+            d[part], of.q[part], of.k[part], of.v[part], *of.scores(part), *of.random(part), of.scratch(),
+            *(x[part] for x in outs), dbias, *wanted, want_mask,
+        )  # fmt: skip
+        return dbias
+
+    dbias, *others = of.in_parts(work)
+    for other in others:
+        dbias += other
+    dmask: Any = None
+    if saved.mask is not None and want_mask:
+        ones, whole = recurring(tuple(saved.mask.shape), scores_shape(saved.query, saved.key), 3)
+        dmask = sum_to(dbias.reshape(whole), ones)
+        dmask = dmask.reshape(saved.mask.shape)
+    return (*gradients, dmask)
 
 
-def _flat(matrices: Floats) -> Floats:
-    """(..., T, S) as (N, T S)."""
-    flat: Floats = matrices.reshape(size(matrices.shape[:-2]), -1)
-    return flat
+def _bias(mask: Any, scores: tuple[int, ...]) -> Floats:
+    """An additive mask as matrices (P, T, S) that recur."""
+    ones, whole = recurring(tuple(mask.shape), scores, 3)
+    bias: Floats = np.ascontiguousarray(np.broadcast_to(mask.reshape(ones), whole)).reshape(-1, *whole[-2:])
+    return bias
 
 
-COMPILED = Softmax(_softmax, _gradient, _biased_softmax, _biased_gradient, keep_bits, dropped)
-PAIR = pair(COMPILED, "numba", covers)
+def _dense(x: Any) -> Floats:
+    """(..., T, H, d) as (B, H, T, d), each head's rows of numbers that lie one behind the other."""
+    heads = heads_of(x)
+    return heads if heads.strides[-1] == heads.itemsize else heads_of(np.ascontiguousarray(x))
+
+
+PAIR = Pair(forward, backward, "tiles", covers)

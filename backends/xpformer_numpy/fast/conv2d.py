@@ -24,7 +24,8 @@ from xpformer_numpy._share import in_parts
 from xpformer_numpy.conv2d import axes_of, channels_first, channels_last, matrix_of, parts_of
 from xpformer_numpy.conv2d import covers as blocked_covers
 from xpformer_numpy.fast import conv_loops
-from xpformer_numpy.fast._arrays import are_float32
+from xpformer_numpy.fast._arrays import are_float32, contiguous
+from xpformer_numpy.fast.linear import add_weight_gradient, multiply
 
 
 def covers(x: Array, weight: Array, bias: Array | None = None, **options: Any) -> bool:
@@ -46,7 +47,7 @@ def forward(
 ) -> tuple[Array, Conv2dSaved]:
     """``y = W ⋆ x + b``, y a view of an array (..., H', W', O)."""
     axes = axes_of(x, weight, stride, padding)
-    images, matrix = _rows(channels_last(x)), matrix_of(weight)
+    images, matrix = _rows(channels_last(x)), contiguous(matrix_of(weight))
     if bias is not None:
         matrix = np.concatenate([matrix, bias[None, :]])
     height, width = (axis.places for axis in axes)
@@ -54,7 +55,7 @@ def forward(
 
     def work(share: slice) -> None:
         for part, seen in _windows(images, share, axes, weight.shape[1], matrix.shape[0], bias is not None):
-            np.matmul(seen, matrix, out=y[part].reshape(-1, matrix.shape[1]))
+            multiply(seen, matrix, y[part].reshape(-1, matrix.shape[1]))
 
     in_parts(work, images.shape[0], height * width * matrix.size)
     return channels_first(y, x), Conv2dSaved(x, weight, axes, groups, bias is not None)
@@ -66,20 +67,20 @@ def backward(
     """``dx = Uᵀ(Wᵀ dy)``, ``dW = dy Uᵀ``, ``db = sum dy``; dx is a view of an array (..., H, W, C)."""
     x, weight, axes, _, has_bias = saved
     douts = np.ascontiguousarray(channels_last(dy))
-    images, matrix = _rows(channels_last(x)), matrix_of(weight)
+    images, matrix = _rows(channels_last(x)), contiguous(matrix_of(weight))
     channels, width = weight.shape[1], matrix.shape[0]
     dimages = np.empty(images.shape, images.dtype) if needs(need, "x") else None
     parameters = needs(need, "weight") or (has_bias and needs(need, "bias"))
-    transposed = np.ascontiguousarray(matrix.T)
 
     def work(share: slice) -> Any:
         total = np.zeros((width + has_bias, matrix.shape[1]), images.dtype)
         for part, seen in _windows(images, share, axes, channels, width + has_bias, has_bias, fill=parameters):
             rows = douts[part].reshape(-1, matrix.shape[1])
             if parameters:
-                total += seen.T @ rows
+                add_weight_gradient(seen, rows, total)
             if dimages is not None:
-                dseen = np.matmul(rows, transposed, out=seen.reshape(-1)[: seen.shape[0] * width].reshape(-1, width))
+                dseen = seen.reshape(-1)[: seen.shape[0] * width].reshape(-1, width)
+                multiply(rows, matrix, dseen, transposed=True)
                 conv_loops.add_windows(dseen, *_numbers(axes, channels), dimages[part])
         return total
 

@@ -8,6 +8,7 @@ import numpy as np
 from numba import types
 
 from xpformer_numpy.fast._jit import loop, reads, writes
+from xpformer_numpy.fast._lanes import wide_vectors
 
 R2, R3, W2, W3 = reads(2), reads(3), writes(2), writes(3)
 COUNT, FLAG = types.int64, types.boolean
@@ -31,6 +32,7 @@ def windows(
     seen: Any,
 ) -> None:
     """Equation (1) of conv2d: images (n, H, W C) -> seen (n rows columns, p q C), and a 1 behind if there is a bias."""
+    wide_vectors()
     count, height, width = images.shape
     run = kernel_columns * channels
     line = 0
@@ -72,6 +74,7 @@ def add_windows(
     dimages: Any,
 ) -> None:
     """The transpose of :func:`windows`: equation (6) of conv2d, the copies of a pixel added up from zero."""
+    wide_vectors()
     count, height, width = dimages.shape
     run = kernel_columns * channels
     line = 0

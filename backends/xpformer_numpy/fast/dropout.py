@@ -23,10 +23,15 @@ def covers(x: Array, *, rate: float, key: MaskKey) -> bool:
     return x.dtype == np.float32 and blocked_covers(x, rate=rate, key=key)
 
 
+def words(first: int, rate: float, key: MaskKey) -> tuple[int, int, int, int]:
+    """What the loops want to know: the index's lower word, the key's two with the higher one, the least bits kept."""
+    high, low = divmod(first, 1 << 32)
+    return low, key.word0, key.word1 ^ (high & 0xFFFFFFFF), threshold(rate)
+
+
 def keep_bits(first: int, rate: float, key: MaskKey, out: Any) -> None:
     """As :func:`xpformer_numpy.dropout.keep_bits`."""
-    high, low = divmod(first, 1 << 32)
-    loops.keep_bits(low, key.word0, key.word1 ^ (high & 0xFFFFFFFF), threshold(rate), out)
+    loops.keep_bits(*words(first, rate, key), out)
 
 
 def dropped(x: Any, keep: Any, scale: float) -> Floats:

@@ -13,6 +13,7 @@ import numpy as np
 from numba import types
 
 from xpformer_numpy.fast._jit import float_of_bits, inlined, loop, reads, rounded, writes
+from xpformer_numpy.fast._lanes import wide_vectors
 from xpformer_numpy.gelu import NORMAL_POLYNOMIAL
 
 F = np.float32
@@ -26,8 +27,6 @@ _LOWEST, _HIGHEST = F(-86.6), F(88.72284)
 _ROOT, _C = F(math.sqrt(2 / math.pi)), F(0.044715)
 _DENSITY = F(1 / math.sqrt(2 * math.pi))
 _FAR = F(40)
-_SAFE = F(60)
-"""exp of numbers up to this, and the sum of many, neither overflow nor vanish in float32."""
 _P0, _P1, _P2, _P3, _P4, _P5, _P6 = (F(p) for p in NORMAL_POLYNOMIAL)
 
 
@@ -74,6 +73,7 @@ def ordered(bits: Any) -> Any:
 @loop(R2, R1, R1, NUMBER, W2, W2, W2)
 def layer_norm(x: Any, weight: Any, bias: Any, eps: Any, normalized: Any, inv_std: Any, y: Any) -> None:
     """Equations (1) to (5) of layer_norm, a row at a time."""
+    wide_vectors()
     count, width = x.shape
     share = _1 / F(width)
     for i in range(count):
@@ -96,6 +96,7 @@ def layer_norm(x: Any, weight: Any, bias: Any, eps: Any, normalized: Any, inv_st
 @loop(R2, R2, R2, R1, W2, W1, W1)
 def layer_norm_gradient(dy: Any, normalized: Any, inv_std: Any, weight: Any, dx: Any, dweight: Any, dbias: Any) -> None:
     """Equations (6) and (7) of layer_norm, a row at a time; the parameters' gradients are added up from zero."""
+    wide_vectors()
     count, width = dy.shape
     share = _1 / F(width)
     for j in range(width):
@@ -120,6 +121,7 @@ def layer_norm_gradient(dy: Any, normalized: Any, inv_std: Any, weight: Any, dx:
 @loop(R2, R1, NUMBER, W2, W2, W2)
 def rms_norm(x: Any, weight: Any, eps: Any, normalized: Any, inv_rms: Any, y: Any) -> None:
     """Equations (1) to (4) of rms_norm, a row at a time."""
+    wide_vectors()
     count, width = x.shape
     share = _1 / F(width)
     for i in range(count):
@@ -137,6 +139,7 @@ def rms_norm(x: Any, weight: Any, eps: Any, normalized: Any, inv_rms: Any, y: An
 @loop(R2, R2, R2, R1, W2, W1)
 def rms_norm_gradient(dy: Any, normalized: Any, inv_rms: Any, weight: Any, dx: Any, dweight: Any) -> None:
     """Equations (5) and (6) of rms_norm, a row at a time; the weight's gradient is added up from zero."""
+    wide_vectors()
     count, width = dy.shape
     share = _1 / F(width)
     for j in range(width):
@@ -159,6 +162,7 @@ def rms_norm_gradient(dy: Any, normalized: Any, inv_rms: Any, weight: Any, dx: A
 @loop(R2, R1, W2, W2)
 def bias_gelu_exact(x: Any, bias: Any, y: Any, slope: Any) -> None:
     """GELU (1) and its slope (3) of x + b; the error function as in :mod:`xpformer_numpy.gelu`."""
+    wide_vectors()
     count, width = x.shape
     for i in range(count):
         for j in range(width):
@@ -182,6 +186,7 @@ def bias_gelu_exact(x: Any, bias: Any, y: Any, slope: Any) -> None:
 @loop(R2, R1, W2, W2)
 def bias_gelu_tanh(x: Any, bias: Any, y: Any, slope: Any) -> None:
     """GELU (2) and its slope (4) of x + b, with (1 + tanh u) / 2 = 1 / (1 + exp(-2 u))."""
+    wide_vectors()
     count, width = x.shape
     for i in range(count):
         for j in range(width):
@@ -198,6 +203,7 @@ def bias_gelu_tanh(x: Any, bias: Any, y: Any, slope: Any) -> None:
 @loop(R2, R2, W2, W1)
 def bias_gelu_gradient(dy: Any, slope: Any, dx: Any, dbias: Any) -> None:
     """``dx = dy slope``, and its sum over the rows."""
+    wide_vectors()
     count, width = dy.shape
     for j in range(width):
         dbias[j] = _0
@@ -211,6 +217,7 @@ def bias_gelu_gradient(dy: Any, slope: Any, dx: Any, dbias: Any) -> None:
 @loop(R2, W2, W2)
 def swiglu(x: Any, logistic: Any, y: Any) -> None:
     """``y = a s(a) b`` of rows that hold a and b side by side."""
+    wide_vectors()
     count, half = y.shape
     for i in range(count):
         for j in range(half):
@@ -223,6 +230,7 @@ def swiglu(x: Any, logistic: Any, y: Any) -> None:
 @loop(R2, R2, R2, W2)
 def swiglu_gradient(dy: Any, x: Any, logistic: Any, dx: Any) -> None:
     """``db = dy a s``, ``da = dy b (s + a s (1 - s))``."""
+    wide_vectors()
     count, half = dy.shape
     for i in range(count):
         for j in range(half):
@@ -231,133 +239,13 @@ def swiglu_gradient(dy: Any, x: Any, logistic: Any, dx: Any) -> None:
             dx[i, half + j] = d * a * s
 
 
-# ---- attention ------------------------------------------------------------------------------------------------------
-
-
-@inlined
-def subtract_maximum(z: Any, bits: Any, stop: Any) -> None:
-    """``z - max z`` of a row's first ``stop`` numbers; unchanged where all are -inf."""
-    peak = np.int32(-2147483648)
-    for j in range(stop):
-        peak = max(peak, ordered(bits[j]))
-    shift = float_of_bits(ordered(peak))
-    if shift == -np.inf:
-        shift = _0
-    for j in range(stop):
-        z[j] -= shift
-
-
-@inlined
-def magnitude(bits: Any, stop: Any) -> Any:
-    """``max |z|`` of a row's first ``stop`` numbers; NaN if one is."""
-    largest = np.int32(0)
-    for j in range(stop):
-        largest = max(largest, np.int32(bits[j] & 0x7FFFFFFF))
-    return float_of_bits(largest)
-
-
-@loop(W2, reads(2, types.int32), NUMBER, COUNT, COUNT)
-def softmax(scores: Any, bits: Any, scale: Any, columns: Any, seen: Any) -> None:
-    """``exp(scale z) / sum exp(scale z)`` in place, of the first ``seen + i`` numbers of each matrix's row i.
-
-    The others become 0, and so does a row of -inf alone.  ``scores`` (N, T S) hold matrices whose rows have ``columns``
-    numbers, ``bits`` are their memory as integers; scale > 0.  A row's maximum is subtracted where a score of its
-    matrix is not small.  Short rows would leave vectors half empty, so what can be is done to a whole matrix at once.
-    """
-    count, elements = scores.shape
-    rows = elements // columns
-    for n in range(count):
-        small = True
-        if seen >= columns:
-            small = magnitude(bits[n], elements) * scale < _SAFE
-        else:
-            for i in range(rows):
-                small &= magnitude(bits[n, i * columns : (i + 1) * columns], min(columns, seen + i)) * scale < _SAFE
-        if not small:
-            for i in range(rows):
-                row = slice(i * columns, (i + 1) * columns)
-                subtract_maximum(scores[n, row], bits[n, row], min(columns, seen + i))
-        for j in range(elements):
-            scores[n, j] = exp(scores[n, j] * scale)
-        for i in range(rows):
-            z, stop = scores[n, i * columns : (i + 1) * columns], min(columns, seen + i)
-            total = _0
-            for j in range(stop):
-                total += z[j]
-            factor = _1 / total if total != _0 else _0
-            for j in range(stop):
-                z[j] *= factor
-            for j in range(stop, columns):
-                z[j] = _0
-
-
-@loop(W2, reads(2, types.int32), R2, R2, NUMBER, COUNT, NUMBER, COUNT)
-def biased_softmax(
-    scores: Any, bits: Any, exact: Any, near: Any, limit: Any, first: Any, scale: Any, columns: Any
-) -> None:
-    """``exp(scale z + b) / sum exp(scale z + b)`` in place of matrices (N, T S), whose rows have ``columns`` numbers.
-
-    b is number (first + n) modulo P of the near bias where the scores of a matrix are small, else of the exact one.
-    """
-    count, elements = scores.shape
-    for n in range(count):
-        own = (first + n) % len(exact)
-        if magnitude(bits[n], elements) * scale < limit:
-            for j in range(elements):
-                scores[n, j] = exp(scores[n, j] * scale + near[own, j])
-        else:
-            for j in range(elements):
-                scores[n, j] = scores[n, j] * scale + exact[own, j]
-            for i in range(elements // columns):
-                row = slice(i * columns, (i + 1) * columns)
-                subtract_maximum(scores[n, row], bits[n, row], columns)
-            for j in range(elements):
-                scores[n, j] = exp(scores[n, j])
-        for i in range(elements // columns):
-            z = scores[n, i * columns : (i + 1) * columns]
-            total = _0
-            for j in range(columns):
-                total += z[j]
-            factor = _1 / total if total != _0 else _0
-            for j in range(columns):
-                z[j] *= factor
-
-
-@loop(W3, R3, NUMBER, COUNT)
-def softmax_gradient(dz: Any, p: Any, scale: Any, seen: Any) -> None:
-    """``scale p (dp - sum dp p)`` in place of dp, 0 behind the first ``seen + i`` numbers of row i."""
-    count, rows, columns = dz.shape
-    for n in range(count):
-        for i in range(rows):
-            stop = min(columns, seen + i)
-            mean = _0
-            for j in range(stop):
-                mean += dz[n, i, j] * p[n, i, j]
-            for j in range(stop):
-                dz[n, i, j] = scale * p[n, i, j] * (dz[n, i, j] - mean)
-            for j in range(stop, columns):
-                dz[n, i, j] = _0
-
-
-@loop(W3, R3, W3, COUNT, NUMBER)
-def biased_softmax_gradient(dz: Any, p: Any, dbias: Any, first: Any, scale: Any) -> None:
-    """``scale p (dp - sum dp p)`` in place of dp; without the scale it is added to number (first + n) modulo P."""
-    count, rows, columns = dz.shape
-    for n in range(count):
-        own = (first + n) % len(dbias)
-        for i in range(rows):
-            mean = _0
-            for j in range(columns):
-                mean += dz[n, i, j] * p[n, i, j]
-            for j in range(columns):
-                d = p[n, i, j] * (dz[n, i, j] - mean)
-                dbias[own, i, j] += d
-                dz[n, i, j] = scale * d
+# ---- rotary positions ------------------------------------------------------------------------------------------------
 
 
 @loop(R3, R2, R2, NUMBER, W3)
 def turn(x: Any, cosine: Any, sine: Any, sign: Any, y: Any) -> None:
     """Equations (2) and (3) of rotary, or with sign -1 (4) and (5): x (N, H, d), the angles' (N, d/2)."""
+    wide_vectors()
     count, heads, width = x.shape
     half = width // 2
     for n in range(count):
@@ -385,6 +273,7 @@ def mixed(h: Any) -> Any:
 @loop(types.uint32, types.uint32, types.uint32, types.uint32, types.Array(types.boolean, 1, "C"))
 def keep_bits(first: Any, word0: Any, word1: Any, threshold: Any, keep: Any) -> None:
     """Which elements from ``first`` on are kept; the words are the key's, the second with the index's high word."""
+    wide_vectors()
     for i in range(keep.size):
         keep[i] = mixed(np.uint32(mixed(np.uint32(first + i) ^ word0) ^ word1)) >= threshold
 
@@ -392,6 +281,7 @@ def keep_bits(first: Any, word0: Any, word1: Any, threshold: Any, keep: Any) -> 
 @loop(R1, types.Array(types.boolean, 1, "C", readonly=True), NUMBER, W1)
 def dropped(x: Any, keep: Any, scale: Any, y: Any) -> None:
     """``x scale`` where it is kept, else 0 (also of what is not finite)."""
+    wide_vectors()
     for i in range(x.size):
         y[i] = x[i] * scale if keep[i] else _0
 
@@ -402,6 +292,7 @@ def dropped(x: Any, keep: Any, scale: Any, y: Any) -> None:
 @loop(R2, reads(1, types.int64), W2)
 def add_rows(rows: Any, ids: Any, table: Any) -> None:
     """``table[ids[n]] += rows[n]``, one after the other."""
+    wide_vectors()
     for n in range(rows.shape[0]):
         v = ids[n]
         for j in range(rows.shape[1]):
@@ -411,6 +302,7 @@ def add_rows(rows: Any, ids: Any, table: Any) -> None:
 @loop(R2, reads(2, types.int32), reads(1, types.int64), NUMBER, W2, W2, W1)
 def cross_entropy(z: Any, bits: Any, classes: Any, smoothing: Any, maximum: Any, total: Any, losses: Any) -> None:
     """Equations (3) and (4) of cross_entropy, a row at a time; ``bits`` is the logits' memory as integers."""
+    wide_vectors()
     count, width = z.shape
     for i in range(count):
         highest = np.int32(-2147483648)
@@ -434,6 +326,7 @@ def cross_entropy_gradient(
     z: Any, classes: Any, scales: Any, smoothing: Any, maximum: Any, total: Any, dz: Any
 ) -> None:
     """Equation (6) of cross_entropy, a row at a time; a row whose scale is 0 gets 0."""
+    wide_vectors()
     count, width = z.shape
     rest = smoothing / F(width)
     for i in range(count):

@@ -8,6 +8,7 @@ import numpy as np
 from numba import types
 
 from xpformer_numpy.fast._jit import loop, reads, writes
+from xpformer_numpy.fast._lanes import wide_vectors
 
 R1, W1, NUMBER = reads(1), writes(1), types.float32
 
@@ -18,6 +19,7 @@ def adam_step(
     root: Any, eps: Any, rate: Any,
 ) -> None:  # fmt: skip
     """The update of :func:`xpformer.optim.adam.adam_step`: ``decay p`` is added to the gradient, p is ``kept``."""
+    wide_vectors()
     for i in range(p.size):
         gradient = g[i] * scale + decay * p[i]
         mean = beta1 * m[i] + rest1 * gradient
@@ -30,6 +32,7 @@ def adam_step(
 @loop(W1, R1, W1, NUMBER, NUMBER, NUMBER, NUMBER, types.boolean)
 def sgd_step(p: Any, g: Any, u: Any, scale: Any, decay: Any, momentum: Any, lr: Any, nesterov: Any) -> None:
     """The update of :func:`xpformer.optim.sgd.sgd_step`."""
+    wide_vectors()
     for i in range(p.size):
         gradient = g[i] * scale + decay * p[i]
         velocity = momentum * u[i] + gradient
@@ -40,6 +43,7 @@ def sgd_step(p: Any, g: Any, u: Any, scale: Any, decay: Any, momentum: Any, lr: 
 @loop(W1, R1, NUMBER)
 def ema_step(average: Any, value: Any, rate: Any) -> None:
     """``average += rate (value - average)``."""
+    wide_vectors()
     for i in range(average.size):
         average[i] += rate * (value[i] - average[i])
 
@@ -47,6 +51,7 @@ def ema_step(average: Any, value: Any, rate: Any) -> None:
 @loop(R1)
 def sum_of_squares(x: Any) -> Any:
     """``sum x²``: blocks in float32, whose lanes hold few numbers each, the blocks in float64."""
+    wide_vectors()
     total: Any = 0.0
     for start in range(0, x.size, 4096):
         square = np.float32(0)

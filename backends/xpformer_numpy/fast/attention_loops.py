@@ -1,0 +1,261 @@
+"""Attention of one head after the other, all of it in a core's cache, its products of tiles."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import types
+
+from xpformer_numpy.fast._jit import inlined, loop, reads, writes
+from xpformer_numpy.fast._lanes import LANES, address_of, prefetch, prefetch_to_write, wide_vectors
+from xpformer_numpy.fast._rows import (
+    biased_gradient_of_row,
+    biased_peak_of_row,
+    exponentials_of_row,
+    gradient_of_row,
+    peak_of_row,
+    projection_of_row,
+    scale_row,
+)
+from xpformer_numpy.fast._tile import COLUMNS, ROWS, load, share, tile_by_columns, tile_by_rows, tiles_of
+from xpformer_numpy.fast.loops import mixed
+
+F = np.float32
+HEADS = types.Array(types.float32, 4, "A", readonly=True)
+"""(B, H, T, d) of any steps but the last."""
+HEADS_OUT = types.Array(types.float32, 4, "A")
+R1, R3, W1, W2, W3 = reads(1), reads(3), writes(1), writes(2), writes(3)
+FLAGS = types.Array(types.boolean, 2, "C")
+NUMBER, COUNT, WORD = types.float32, types.int64, types.uint32
+
+
+@inlined
+def place(x: Any, n: Any, h: Any, i: Any) -> Any:
+    """The address of a row of x (B, H, T, d)."""
+    return address_of(x, (n * x.strides[0] + h * x.strides[1] + i * x.strides[2]) // 4)
+
+
+@inlined
+def step_of(x: Any) -> Any:
+    """From a row of x (B, H, T, d) to the next, in elements."""
+    return x.strides[2] // 4
+
+
+@inlined
+def pack_head(rows: Any, panels: Any) -> None:
+    """The transpose of (S, d) in panels (S / COLUMNS, d, COLUMNS), zeros behind the last."""
+    count, depth = rows.shape
+    for p in range(len(panels)):
+        start = p * COLUMNS
+        width = min(COLUMNS, count - start)
+        for j in range(width):
+            for k in range(depth):
+                panels[p, k, j] = rows[start + j, k]
+        for k in range(depth if width < COLUMNS else 0):
+            for j in range(width, COLUMNS):
+                panels[p, k, j] = F(0)
+
+
+@inlined
+def scores(x: Any, n: Any, h: Any, panels: Any, zeros: Any, to: Any, room: Any, keys: Any, seen: Any) -> None:
+    """``x Kᵀ`` of a head, K in panels, to rows with room for ``room`` numbers; only what queries see."""
+    rows, depth = x.shape[2], x.shape[3]
+    start, tiles = 0, tiles_of(rows)
+    for tile in range(tiles):
+        number = share(rows - start, tiles - tile)
+        stop = min(keys, seen + start + number - 1)
+        for j in range(0, stop, COLUMNS):
+            tile_by_rows(
+                number, place(x, n, h, start), step_of(x), address_of(panels, j * panels.shape[1]), COLUMNS,
+                to + 4 * (start * room + j), room, address_of(zeros, 0), 0, depth, min(COLUMNS, room - j),
+            )  # fmt: skip
+        start += number
+
+
+@inlined
+def means(p: Any, room: Any, x: Any, n: Any, h: Any, zeros: Any, y: Any, seen: Any) -> None:
+    """``y = P x`` of a head."""
+    rows, keys, depth = y.shape[2], x.shape[2], x.shape[3]
+    start, tiles = 0, tiles_of(rows)
+    for tile in range(tiles):
+        number = share(rows - start, tiles - tile)
+        stop = min(keys, seen + start + number - 1)
+        for j in range(0, depth, COLUMNS):
+            tile_by_rows(
+                number, p + 4 * start * room, room, place(x, n, h, 0) + 4 * j, step_of(x),
+                place(y, n, h, start) + 4 * j, step_of(y), address_of(zeros, 0), 0, stop, min(COLUMNS, depth - j),
+            )  # fmt: skip
+        start += number
+
+
+@inlined
+def transposed_means(p: Any, room: Any, x: Any, n: Any, h: Any, zeros: Any, y: Any, seen: Any) -> None:
+    """``y = Pᵀ x`` of a head, of each key the queries that may see it."""
+    keys, rows, depth = y.shape[2], x.shape[2], x.shape[3]
+    start, tiles = 0, tiles_of(keys)
+    for tile in range(tiles):
+        number = share(keys - start, tiles - tile)
+        first = max(0, start - seen + 1)
+        for j in range(0, depth, COLUMNS):
+            tile_by_columns(
+                number, p + 4 * (first * room + start), room, place(x, n, h, first) + 4 * j, step_of(x),
+                place(y, n, h, start) + 4 * j, step_of(y), address_of(zeros, 0), 0, rows - first,
+                min(COLUMNS, depth - j),
+            )  # fmt: skip
+        start += number
+
+
+@inlined
+def registers_of(stop: Any, room: Any) -> Any:
+    """Registers of a row that a tile may read: some rows further more numbers are seen, and here they must be 0."""
+    return min(room, stop + ROWS - 1 + LANES - 1) // LANES
+
+
+@inlined
+def fetch(x: Any, n: Any, h: Any, i: Any) -> None:
+    """Ask for row i of head h, or of the first of the next sequence where there is no head h."""
+    m, g = (n, h) if h < x.shape[1] else (n + 1, 0)
+    if m < x.shape[0] and i < x.shape[2]:
+        start = place(x, m, g, i)
+        prefetch(start, start + 4 * x.shape[3])
+
+
+@inlined
+def fetch_to_write(x: Any, n: Any, h: Any, i: Any) -> None:
+    """As :func:`fetch`, of what will be written."""
+    m, g = (n, h) if h < x.shape[1] else (n + 1, 0)
+    if m < x.shape[0] and i < x.shape[2]:
+        start = place(x, m, g, i)
+        prefetch_to_write(start, start + 4 * x.shape[3])
+
+
+@inlined
+def keep_weights(keep: Any, first: Any, word0: Any, word1: Any, least: Any, seen: Any) -> None:
+    """Which weights (T, S) of a head are kept: :mod:`xpformer.functional.random_bits` from index ``first`` on."""
+    rows, keys = keep.shape
+    for i in range(rows):
+        start = np.uint32(first + np.uint32(i * keys))
+        for j in range(min(keys, seen + i)):
+            index = np.uint32(start + np.uint32(j))
+            keep[i, j] = mixed(np.uint32(mixed(np.uint32(index ^ word0)) ^ word1)) >= least
+
+
+@inlined
+def drop(x: Any, keep: Any, scale: Any, y: Any, seen: Any) -> None:
+    """``y = scale x`` where ``keep``, else 0, of rows with room for whole registers; y may be x."""
+    rows, keys = keep.shape
+    for i in range(rows):
+        stop = min(keys, seen + i)
+        for j in range(stop):
+            y[i, j] = x[i, j] * scale if keep[i, j] else F(0)
+        for j in range(stop, registers_of(stop, y.shape[1]) * LANES):
+            y[i, j] = F(0)
+
+
+@inlined
+def weights(
+    q: Any, k: Any, n: Any, h: Any, bias: Any, own: Any, scale: Any, seen: Any, zeros: Any, panels: Any, numbers: Any,
+    p: Any, a: Any, b: Any, c: Any, d: Any,
+) -> None:  # fmt: skip
+    """``P = softmax(s Q Kᵀ + b)`` of a head, matrix ``own`` of the bias, if there is one.
+
+    ``numbers`` has one for each row.  Of the next head, rows of a, b and c are asked for, and of d to be written.
+    """
+    rows, keys, room, z = q.shape[2], k.shape[2], p.shape[1], address_of(p, 0)
+    pack_head(k[n, h], panels)
+    scores(q, n, h, panels, zeros, z, room, keys, seen)
+    for i in range(rows):
+        stop, row = min(keys, seen + i), z + 4 * i * room
+        fetch(a, n, h + 1, i)
+        fetch(b, n, h + 1, i)
+        if len(bias):
+            address = address_of(bias, (own * rows + i) * keys)
+            numbers[i] = biased_peak_of_row(row, registers_of(stop, room), stop, scale, address)
+        else:
+            numbers[i] = peak_of_row(row, registers_of(stop, room), stop, scale)
+    for i in range(rows):
+        fetch(c, n, h + 1, i)
+        numbers[i] = exponentials_of_row(z + 4 * i * room, registers_of(min(keys, seen + i), room), numbers[i])
+    for i in range(rows):
+        fetch_to_write(d, n, h + 1, i)
+        scale_row(z + 4 * i * room, registers_of(min(keys, seen + i), room), numbers[i])
+
+
+@loop(
+    HEADS, HEADS, HEADS, R3, COUNT, NUMBER, COUNT, R1, W3, W1, W2, WORD, WORD, WORD, WORD, NUMBER, FLAGS, HEADS_OUT,
+    before=load,
+)  # fmt: skip
+def attend(
+    q: Any, k: Any, v: Any, bias: Any, first: Any, scale: Any, seen: Any, zeros: Any, panels: Any, numbers: Any, p: Any,
+    index: Any, word0: Any, word1: Any, least: Any, keep_scale: Any, keep: Any, y: Any,
+) -> None:  # fmt: skip
+    """``P = softmax(s Q Kᵀ + b)``, ``Y = R V`` with R = P, dropped if ``keep`` is not empty.
+
+    Query i sees ``seen + i`` keys.  The bias (P, T, S), of matrix i number (first + i) modulo P, or none.  p (T, S and
+    room for whole registers), keep (T, S), numbers (T) and panels are memory for one head's.
+    """
+    wide_vectors()
+    count, heads, rows, _ = q.shape
+    keys = k.shape[2]
+    for n in range(count):
+        for h in range(heads):
+            here = n * heads + h
+            own = (first + here) % max(1, len(bias))
+            weights(q, k, n, h, bias, own, scale, seen, zeros, panels, numbers, p, q, k, v, y)
+            if keep.size:
+                keep_weights(keep, np.uint32(index + np.uint32(here * rows * keys)), word0, word1, least, seen)
+                drop(p, keep, keep_scale, p, seen)
+            means(address_of(p, 0), p.shape[1], v, n, h, zeros, y, seen)
+
+
+@loop(
+    HEADS, HEADS, HEADS, HEADS, R3, COUNT, NUMBER, COUNT, R1, W3, W1, W2, WORD, WORD, WORD, WORD, NUMBER, FLAGS, W2,
+    HEADS_OUT, HEADS_OUT, HEADS_OUT, W3, types.boolean, types.boolean, types.boolean, types.boolean, before=load,
+)  # fmt: skip
+def attend_gradient(
+    dy: Any, q: Any, k: Any, v: Any, bias: Any, first: Any, scale: Any, seen: Any, zeros: Any, panels: Any,
+    numbers: Any, p: Any, index: Any, word0: Any, word1: Any, least: Any, keep_scale: Any, keep: Any, dz: Any, dq: Any,
+    dk: Any, dv: Any, dbias: Any, want_q: Any, want_k: Any, want_v: Any, want_bias: Any,
+) -> None:  # fmt: skip
+    """``dV = Rᵀ dY``, ``dR = dY Vᵀ``, ``dZ = s P (dP - rowsum(dP P))``, ``dQ = dZ K``, ``dK = dZᵀ Q``; db is added to.
+
+    P is computed again.  dz is memory as p is, the rest as in :func:`attend`.
+    """
+    wide_vectors()
+    count, heads, rows, _ = q.shape
+    keys, room, at, to = k.shape[2], dz.shape[1], address_of(p, 0), address_of(dz, 0)
+    for n in range(count):
+        for h in range(heads):
+            here = n * heads + h
+            own = (first + here) % max(1, len(bias))
+            weights(q, k, n, h, bias, own, scale, seen, zeros, panels, numbers, p, dy, v, q, dv)
+            if keep.size:
+                keep_weights(keep, np.uint32(index + np.uint32(here * rows * keys)), word0, word1, least, seen)
+                drop(p, keep, keep_scale, dz, seen)
+            if want_v:
+                transposed_means(to if keep.size else at, room, dy, n, h, zeros, dv, seen)
+            if not (want_q or want_k or want_bias):
+                continue
+            pack_head(v[n, h], panels)
+            scores(dy, n, h, panels, zeros, to, room, keys, seen)
+            if keep.size:
+                drop(dz, keep, keep_scale, dz, seen)
+            for i in range(rows):
+                stop, line = min(keys, seen + i), 4 * i * room
+                fetch(k, n, h + 1, i)
+                numbers[i] = projection_of_row(to + line, at + line, registers_of(stop, room), stop)
+            for i in range(rows):
+                stop, line = min(keys, seen + i), 4 * i * room
+                registers = registers_of(stop, room)
+                fetch_to_write(dq, n, h + 1, i)
+                fetch_to_write(dk, n, h + 1, i)
+                if want_bias:
+                    address = address_of(dbias, (own * rows + i) * keys)
+                    biased_gradient_of_row(to + line, at + line, registers, stop, scale, numbers[i], address)
+                else:
+                    gradient_of_row(to + line, at + line, registers, stop, scale, numbers[i])
+            if want_q:
+                means(to, room, k, n, h, zeros, dq, seen)
+            if want_k:
+                transposed_means(to, room, q, n, h, zeros, dk, seen)

@@ -1,0 +1,133 @@
+"""Affine maps and scores of a vocabulary, whose products are tiles: :mod:`xpformer_numpy.fast.products`.
+
+Each thread multiplies its rows alone; where the threads share an operation, or the weights are many, BLAS does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from xpformer.array import Array, size
+from xpformer.functional._op import Need, Pair, needs
+from xpformer.functional.linear import LinearSaved
+from xpformer.functional.project_to_vocabulary import ProjectToVocabularySaved
+from xpformer_numpy import linear, project_to_vocabulary
+from xpformer_numpy._common import Floats, slot
+from xpformer_numpy._share import alone
+from xpformer_numpy.fast import products
+from xpformer_numpy.fast._arrays import are_float32, contiguous, contiguous_rows, or_zeros
+from xpformer_numpy.fast._tile import COLUMNS
+
+_NOTHING = np.empty((1, 0), np.float32)
+
+
+def _many_rows(x: Array, weight: Array) -> bool:
+    few = 0 < weight.shape[0] * weight.shape[1] <= products.LARGEST
+    return are_float32(x, weight) and few and size(x.shape[:-1]) > 1 and alone()
+
+
+def covers(x: Array, weight: Array, bias: Array | None = None) -> bool:
+    """What the pair of BLAS covers, in float32, of two rows and more and not many weights, in a thread alone."""
+    return linear.covers(x, weight, bias) and _many_rows(x, weight)
+
+
+def multiply(rows: Floats, weight: Floats, out: Floats, bias: Any = None, *, transposed: bool = False) -> None:
+    """``X W + b``, or ``X Wᵀ + b``, of contiguous matrices; tiles where the weights are few, else BLAS."""
+    if weight.size > products.LARGEST:
+        np.matmul(rows, weight.T if transposed else weight, out=out)
+        out += 0.0 if bias is None else bias
+        return
+    chain = products.product_of_transposed if transposed else products.product
+    columns = out.shape[1]
+    chain(rows, weight, or_zeros(bias, columns), products.panels_for(rows.shape[1], columns), out)
+
+
+def _product(x: Any, weight: Any, bias: Any = None, *, transposed: bool = False) -> Floats:
+    """The same of any layout."""
+    rows = contiguous_rows(x)
+    y = np.empty((rows.shape[0], weight.shape[0] if transposed else weight.shape[1]), np.float32)
+    multiply(rows, contiguous(weight), y, bias, transposed=transposed)
+    return y
+
+
+def add_weight_gradient(rows: Floats, dy: Floats, total: Floats) -> None:
+    """``total += Xᵀ dY`` of contiguous matrices."""
+    if total.size > products.LARGEST:
+        total += rows.T @ dy
+        return
+    part = np.empty_like(total)
+    products.weight_gradient(rows, dy, products.ZEROS, part)
+    total += part
+
+
+def _memory(out: Floats | None, *shape: int) -> Floats:
+    """The slot, or memory of its own where there is none or its rows do not lie one behind the other."""
+    return out if out is not None and out.flags.c_contiguous else np.empty(shape, np.float32)
+
+
+def _delivered(gradient: Floats, out: Floats | None) -> Floats:
+    """The slot with the gradient in it, if there is one, else the gradient."""
+    if out is not None and out is not gradient:
+        out[...] = gradient
+    return gradient if out is None else out
+
+
+def forward(x: Any, weight: Any, bias: Any = None) -> tuple[Array, LinearSaved]:
+    """``y = x W + b``."""
+    y = _product(x, weight, bias)
+    return y.reshape(*x.shape[:-1], weight.shape[1]), LinearSaved(x, weight, bias is not None)
+
+
+def backward(
+    dy: Any, saved: LinearSaved, *, need: Need = None, into: Mapping[str, Any] | None = None
+) -> tuple[Array | None, Array | None, Array | None]:
+    """``dx = dy Wᵀ``, ``dW = xᵀ dy``, ``db = 1ᵀ dy``."""
+    x, weight, has_bias = saved
+    rows, dy_rows = contiguous_rows(x), contiguous_rows(dy)
+    (depth, columns), want_bias = weight.shape, has_bias and needs(need, "bias")
+    want_x, want_weight = needs(need, "x"), needs(need, "weight")
+    slots = slot(into, "weight"), slot(into, "bias")
+    dx = np.empty(rows.shape if want_x else (0, 0), np.float32)
+    dweight = _memory(slots[0], depth, columns) if want_weight else _NOTHING
+    dbias = _memory(slots[1], columns) if want_bias else _NOTHING[0]
+    zeros, panels = np.zeros(max(depth, COLUMNS), np.float32), products.panels_for(columns, depth)
+    products.gradients(
+        rows, dy_rows, contiguous(weight), zeros, panels, dx, dweight, dbias, want_x, want_weight, want_bias
+    )
+    return (
+        dx.reshape(x.shape) if want_x else None,
+        _delivered(dweight, slots[0]) if want_weight else None,
+        _delivered(dbias, slots[1]) if want_bias else None,
+    )
+
+
+def covers_vocabulary(x: Array, weight: Array) -> bool:
+    """What the pair of BLAS covers, as :func:`covers`."""
+    return project_to_vocabulary.covers(x, weight) and _many_rows(x, weight)
+
+
+def vocabulary_forward(x: Any, weight: Any) -> tuple[Array, ProjectToVocabularySaved]:
+    """``y = x Wᵀ``."""
+    y = _product(x, weight, transposed=True)
+    return y.reshape(*x.shape[:-1], weight.shape[0]), ProjectToVocabularySaved(x, weight)
+
+
+def vocabulary_backward(
+    dy: Any, saved: ProjectToVocabularySaved, *, need: Need = None, into: Mapping[str, Any] | None = None
+) -> tuple[Array | None, Array | None]:
+    """``dx = dy W``, ``dW = dyᵀ x``."""
+    x, weight = saved
+    dx = _product(dy, weight).reshape(x.shape) if needs(need, "x") else None
+    if not needs(need, "weight"):
+        return dx, None
+    out = slot(into, "weight")
+    dweight = _memory(out, *weight.shape)
+    products.weight_gradient(contiguous_rows(dy), contiguous_rows(x), products.ZEROS, dweight)
+    return dx, _delivered(dweight, out)
+
+
+PAIR = Pair(forward, backward, "tiles", covers, frozenset({"weight", "bias"}))
+PROJECT_TO_VOCABULARY = Pair(vocabulary_forward, vocabulary_backward, "tiles", covers_vocabulary, frozenset({"weight"}))

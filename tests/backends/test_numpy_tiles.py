@@ -1,0 +1,216 @@
+"""The pairs of ``numpy:fast`` whose products are tiles: shapes that fill none, any layout, what is covered."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba", reason='the extra "fast" brings Numba')
+
+from numba import njit
+
+from xpformer.analysis.measure import relative, right_in_float32
+from xpformer.backend import Backend, get_backend
+from xpformer.functional import attention, linear, project_to_vocabulary
+from xpformer.functional._op import Op, Pair
+from xpformer.functional.dropout import keep_mask
+from xpformer.rng import MaskKey
+from xpformer.training.parallel import Workers
+from xpformer_numpy.fast import _tile, products
+from xpformer_numpy.fast._lanes import LANES, address_of
+
+F = np.float32
+KEY = MaskKey(0x9E3779B9, 0x7F4A7C15, first_sample=3)
+SHAPES = [(2, 1, 1), (2, 3, 5), (15, 49, 17), (31, 70, 33), (100, 401, 65), (29, 16, 32), (43, 64, 96), (500, 24, 48)]
+"""Rows, inputs, outputs: less than a tile, one more than some, and more steps than one pass has."""
+
+
+@pytest.fixture
+def fast() -> Backend:
+    return get_backend("numpy:fast")
+
+
+def draw(*shapes: tuple[int, ...]) -> list[Any]:
+    generator = np.random.default_rng(0)
+    return [generator.standard_normal(shape).astype(F) for shape in shapes]
+
+
+def results(pair: Pair, arrays: Any, dy: Any, **options: Any) -> list[Any]:
+    """y and the gradients that there are."""
+    y, saved = pair.forward(*arrays, **options)
+    return [y, *(g for g in pair.backward(dy, saved) if g is not None)]
+
+
+def wrong(op: Op, pair: Pair, arrays: Any, dy: Any, **options: Any) -> list[str]:
+    """What is not right in float32, measured by the portable pair in float64."""
+    wide = [None if a is None else a.astype(np.float64) for a in (*arrays, dy)]
+    right = results(op.portable, wide[:-1], wide[-1], **options)
+    rough, found = (results(p, arrays, dy, **options) for p in (op.portable, pair))
+    rows = [
+        right_in_float32(f"result {i}", [relative(a, exact)], [relative(b, exact)])
+        for i, (a, b, exact) in enumerate(zip(found, rough, right, strict=True))
+    ]
+    return [str(row) for row in rows if not row.ok]
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_linear_of_any_shape(fast: Backend, shape: tuple[int, int, int], bias: bool) -> None:
+    rows, inputs, outputs = shape
+    x, weight, b, dy = draw((rows, inputs), (inputs, outputs), (outputs,), (rows, outputs))
+    arrays = (x, weight, b if bias else None)
+    pair = fast.pair(linear, arrays, {})
+    assert pair.name == "tiles"
+    assert wrong(linear, pair, arrays, dy) == []
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_vocabularies_of_any_size(fast: Backend, shape: tuple[int, int, int]) -> None:
+    rows, inputs, outputs = shape
+    x, weight, dy = draw((rows, inputs), (outputs, inputs), (rows, outputs))
+    pair = fast.pair(project_to_vocabulary, (x, weight), {})
+    assert pair.name == "tiles"
+    assert wrong(project_to_vocabulary, pair, (x, weight), dy) == []
+
+
+def test_memory_of_any_layout(fast: Backend) -> None:
+    x, weight, b, dy = draw((6, 40, 10), (21, 10), (42,), (6, 30, 21))
+    arrays = (x[:, 5:35], weight.T, b[::2])
+    assert not arrays[0].flags.c_contiguous
+    assert wrong(linear, fast.pair(linear, arrays, {}), arrays, dy.transpose(2, 1, 0).copy().transpose(2, 1, 0)) == []
+
+
+def test_gradients_go_into_their_slots_whatever_these_are(fast: Backend) -> None:
+    x, weight, b, dy = draw((9, 10), (10, 21), (21,), (9, 21))
+    pair = fast.pair(linear, (x, weight, b), {})
+    _, saved = pair.forward(x, weight, b)
+    dx, dweight, dbias = pair.backward(dy, saved)
+    for slots in (
+        {"weight": np.full((10, 21), np.nan, F), "bias": np.full(21, np.nan, F)},
+        {"weight": np.full((21, 10), np.nan, F).T, "bias": np.full(42, np.nan, F)[::2]},
+    ):
+        found = pair.backward(dy, saved, into=slots)
+        assert found[1] is slots["weight"]
+        assert found[2] is slots["bias"]
+        assert all(np.array_equal(a, c) for a, c in zip(found, (dx, dweight, dbias), strict=True))
+    assert pair.backward(dy, saved, need={"bias"})[:2] == (None, None)
+    assert [g is None for g in pair.backward(dy, saved, need=set())] == [True] * 3
+
+
+def test_a_row_does_not_depend_on_its_neighbours(fast: Backend) -> None:
+    x, weight, b = draw((47, 400), (400, 33), (33,))
+    pair = fast.pair(linear, (x, weight, b), {})
+    whole, part = pair.forward(x, weight, b)[0], pair.forward(x[3:9], weight, b)[0]
+    assert np.array_equal(whole[3:9], part)
+
+
+def test_numbers_that_are_not_finite_stay_where_they_are(fast: Backend) -> None:
+    x, weight, b, dy = draw((9, 10), (10, 21), (21,), (9, 21))
+    x[4, 2] = np.inf
+    y, saved = fast.pair(linear, (x, weight, b), {}).forward(x, weight, b)
+    assert np.isinf(y[4]).all()
+    assert np.isfinite(np.delete(y, 4, axis=0)).all()
+    dy[3] = np.nan
+    dx, *parameters = fast.pair(linear, (x, weight, b), {}).backward(dy, saved)
+    assert np.isnan(dx[3]).all()
+    assert np.isfinite(np.delete(dx, 3, axis=0)).all()
+    assert all(np.isnan(g).all() for g in parameters)
+
+
+def test_what_blas_does(fast: Backend) -> None:
+    x, weight = draw((4, 600), (600, 500))
+    assert weight.size > products.LARGEST
+    assert fast.pair(linear, (x, weight, None), {}).name == "blas"
+    assert fast.pair(linear, (x[:1, :5], weight[:5, :5], None), {}).name == "blas"
+    assert fast.pair(linear, (x[:, :5].astype(np.float64), weight[:5, :5].astype(np.float64), None), {}).name == "blas"
+    with Workers(fast, 2, "operations") as workers, workers.step():
+        assert fast.pair(linear, (x[:, :5], weight[:5, :5], None), {}).name == "blas"
+    assert fast.pair(linear, (x[:, :5], weight[:5, :5], None), {}).name == "tiles"
+
+
+def compiled(rows: int, lanes: int, *, by_columns: bool) -> Any:
+    """Tiles for a processor with other registers, of one and of two."""
+    one, two = (_tile.make_tile(rows, vectors, lanes, by_columns=by_columns) for vectors in (1, 2))
+
+    @njit(error_model="numpy")
+    def run(number: Any, a: Any, a_step: Any, b: Any, c: Any, e: Any, depth: Any, width: Any) -> None:
+        a_at, b_at, c_at, e_at = address_of(a, 0), address_of(b, 0), address_of(c, 0), address_of(e, 0)
+        if width > lanes:
+            two(number, a_at, a_step, b_at, b.shape[1], c_at, c.shape[1], e_at, 0, depth, width)
+        else:
+            one(number, a_at, a_step, b_at, b.shape[1], c_at, c.shape[1], e_at, 0, depth, width)
+
+    return run
+
+
+@pytest.mark.parametrize("by_columns", [False, True], ids=["rows", "columns"])
+@pytest.mark.parametrize(("rows", "lanes"), [(6, 8), (3, 4), (_tile.ROWS, LANES)])
+def test_tiles_of_every_size_and_nothing_beside_them(rows: int, lanes: int, by_columns: bool) -> None:
+    run = compiled(rows, lanes, by_columns=by_columns)
+    for number in range(1, rows + 1):
+        for width in (1, lanes - 1, lanes, lanes + 1, 2 * lanes):
+            for depth in (0, 1, 7, 8):
+                a, b, e = draw((number, depth), (depth, width + 3), (width,))
+                given = np.ascontiguousarray(a.T) if by_columns else a
+                c = np.full((number + 1, width + 2), 7.0, F)
+                run(number, given, given.shape[1], b, c, e, depth, width)
+                assert np.allclose(c[:number, :width], a @ b[:, :width] + e, atol=1e-5)
+                assert (c[number:] == 7.0).all()
+                assert (c[:, width:] == 7.0).all()
+
+
+ATTENTION: list[tuple[Any, ...]] = [
+    # query, key, width of the values, causal, mask
+    ((1, 1, 1, 1), 1, 1, False, None),
+    ((2, 5, 2, 3), 7, 4, False, None),
+    ((1, 17, 2, 20), 17, 33, False, None),
+    ((2, 33, 1, 33), 33, 5, True, None),
+    ((2, 50, 3, 40), 50, 40, True, None),
+    ((1, 5, 2, 8), 40, 8, True, None),
+    ((1, 130, 2, 64), 130, 16, True, None),
+    ((2, 31, 2, 24), 31, 24, False, (2, 31, 31)),
+    ((2, 3, 5, 2, 8), 9, 6, False, (3, 1, 5, 9)),
+]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize(("query", "keys", "width", "causal", "mask"), ATTENTION, ids=str)
+def test_attention_of_any_shape(
+    fast: Backend, query: Any, keys: int, width: int, causal: bool, mask: Any, dropout: float
+) -> None:
+    key, value = (*query[:-3], keys, *query[-2:]), (*query[:-3], keys, query[-2], width)
+    q, k, v, dy = draw(query, key, value, (*query[:-1], width))
+    options: dict[str, Any] = {"causal": causal}
+    if dropout:
+        options |= {"dropout": dropout, "dropout_key": KEY}
+    arrays = (q, k, v, None if mask is None else draw(mask)[0])
+    pair = fast.pair(attention, arrays, options)
+    assert pair.name == "tiles"
+    assert wrong(attention, pair, arrays, dy, **options) == []
+
+
+def test_heads_may_lie_anywhere(fast: Backend) -> None:
+    packed, dy = draw((2, 3, 9, 8, 10), (2, 3, 8, 9))
+    arrays = [packed[:, i].swapaxes(-1, -3)[..., 1:, :] for i in range(3)]  # (2, 10, 7, 9), no step of which is 1
+    pair = fast.pair(attention, (*arrays, None), {})
+    assert wrong(attention, pair, (*arrays, None), np.resize(dy, arrays[0].shape)) == []
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_weights_are_dropped_by_the_bits_of_every_backend(fast: Backend, causal: bool) -> None:
+    q, k = draw((5, 4, 2, 6), (5, 4, 2, 6))
+    v = np.broadcast_to(np.eye(4, dtype=F)[:, None], (5, 4, 2, 4))
+    options = {"causal": causal, "dropout": 0.4, "dropout_key": KEY}
+    pair = fast.pair(attention, (q, k, v), options)
+    weights = np.swapaxes(pair.forward(q, k, v, **options)[0], 1, 2)
+    seen = np.tri(4, dtype=bool) if causal else np.ones((4, 4), dtype=bool)
+    kept = keep_mask(np.zeros((5, 2, 4, 4), F), rate=0.4, key=KEY)
+    assert np.array_equal(weights != 0.0, kept & seen)
+
+
+def test_the_weights_are_not_kept(fast: Backend) -> None:
+    q, k, v = draw(*[(2, 40, 3, 4)] * 3)
+    _, saved = fast.pair(attention, (q, k, v), {}).forward(q, k, v)
+    assert {id(x) for x in saved if isinstance(x, np.ndarray)} == {id(q), id(k), id(v)}
