@@ -29,6 +29,7 @@ ZEROS = np.zeros(COLUMNS, F)
 """Added to a tile that nothing is added to."""
 _DEPTH = 384
 """Steps of a tile whose panel and rows stay near the first cache; then its sums are added to memory."""
+_GROUP = 1 << 17
 _BLOCK = 1 << 16
 _LEAST = 64
 """Elements of both matrices that one pass of a gradient of weights reads, and its least rows."""
@@ -74,39 +75,35 @@ def fetch_part(array: Any, first: Any, stop: Any, part: Any, parts: Any) -> None
 
 
 @inlined
-def fetch_part_to_write(array: Any, first: Any, stop: Any, part: Any, parts: Any) -> None:
-    """As :func:`fetch_part`, of what will be written."""
-    length = stop - first
-    prefetch_to_write(
-        address_of(array, first + length * part // parts), address_of(array, first + length * (part + 1) // parts)
-    )
-
-
-@inlined
 def multiply(x: Any, panels: Any, bias: Any, y: Any, begin: Any, end: Any) -> None:
     """``y = x W + b`` of some rows, W in panels; a number is one sum over k in order, in pieces of :data:`_DEPTH`.
 
     While a tile is computed, a part of the next rows of x and y is asked for.
     """
     rows, depth = x.shape
-    columns, parts = y.shape[1], len(panels)
+    columns = y.shape[1]
     for first in range(0, depth, _DEPTH):
-        steps, start, tiles = min(_DEPTH, depth - first), begin, tiles_of(end - begin)
-        for tile in range(tiles):
-            number = share(end - start, tiles - tile)
-            after = start + number
-            following = min(rows, after + number)
-            for p in range(parts):
-                fetch_part(x, after * depth, following * depth, p, parts)
-                fetch_part_to_write(y, after * columns, following * columns, p, parts)
-                to = address_of(y, start * columns + p * COLUMNS)
-                addend, step = (address_of(bias, p * COLUMNS), 0) if first == 0 else (to, columns)
-                tile_by_rows(
-                    number, address_of(x, start * depth + first), depth,
-                    address_of(panels, (p * depth + first) * COLUMNS), COLUMNS, to, columns, addend, step,
-                    steps, min(COLUMNS, columns - p * COLUMNS),
-                )  # fmt: skip
-            start = after
+        steps = min(_DEPTH, depth - first)
+        group = max(1, _GROUP // (steps * COLUMNS))
+        for p0 in range(0, len(panels), group):
+            parts = min(group, len(panels) - p0)
+            stop = min(columns, (p0 + parts) * COLUMNS)
+            start, tiles = begin, tiles_of(end - begin)
+            for tile in range(tiles):
+                number = share(end - start, tiles - tile)
+                after = start + number
+                for p in range(p0, p0 + parts):
+                    for i in range(after + number * (p - p0) // parts, min(rows, after + number * (p - p0 + 1) // parts)):
+                        prefetch(address_of(x, i * depth + first), address_of(x, i * depth + first + steps))
+                        prefetch_to_write(address_of(y, i * columns + p0 * COLUMNS), address_of(y, i * columns + stop))
+                    to = address_of(y, start * columns + p * COLUMNS)
+                    addend, step = (address_of(bias, p * COLUMNS), 0) if first == 0 else (to, columns)
+                    tile_by_rows(
+                        number, address_of(x, start * depth + first), depth,
+                        address_of(panels, (p * depth + first) * COLUMNS), COLUMNS, to, columns, addend, step,
+                        steps, min(COLUMNS, columns - p * COLUMNS),
+                    )  # fmt: skip
+                start = after
 
 
 @inlined
@@ -115,21 +112,26 @@ def add_products(x: Any, dy: Any, zeros: Any, dweight: Any, begin: Any, end: Any
     rows, depth = x.shape
     columns = dy.shape[1]
     following = min(rows, end + end - begin)
-    start, part, tiles = 0, 0, tiles_of(depth)
+    part, tiles, group = 0, tiles_of(depth), max(1, _GROUP // ((end - begin) * COLUMNS)) * COLUMNS
     parts = tiles * ((columns + COLUMNS - 1) // COLUMNS)
-    for tile in range(tiles):
-        number = share(depth - start, tiles - tile)
-        for j in range(0, columns, COLUMNS):
-            fetch_part(x, end * depth, following * depth, part, parts)
-            fetch_part(dy, end * columns, following * columns, part, parts)
-            part += 1
-            to = address_of(dweight, start * columns + j)
-            addend, step = (address_of(zeros, 0), 0) if begin == 0 else (to, columns)
-            tile_by_columns(
-                number, address_of(x, begin * depth + start), depth, address_of(dy, begin * columns + j), columns,
-                to, columns, addend, step, end - begin, min(COLUMNS, columns - j),
-            )  # fmt: skip
-        start += number
+    for j0 in range(0, columns, group):
+        start = 0
+        for tile in range(tiles):
+            number = share(depth - start, tiles - tile)
+            for j in range(j0, min(columns, j0 + group), COLUMNS):
+                fetch_part(x, end * depth, following * depth, part, parts)
+                fetch_part(dy, end * columns, following * columns, part, parts)
+                part += 1
+                to = address_of(dweight, start * columns + j)
+                for i in range(number):
+                    behind = to + 4 * (i * columns + COLUMNS)
+                    prefetch_to_write(behind, behind + 4 * COLUMNS)
+                addend, step = (address_of(zeros, 0), 0) if begin == 0 else (to, columns)
+                tile_by_columns(
+                    number, address_of(x, begin * depth + start), depth, address_of(dy, begin * columns + j), columns,
+                    to, columns, addend, step, end - begin, min(COLUMNS, columns - j),
+                )  # fmt: skip
+            start += number
 
 
 @loop(R2, R2, R1, W3, W2, before=load)
