@@ -18,7 +18,7 @@ from xpformer.functional._op import Op, Pair
 from xpformer.functional.dropout import keep_mask
 from xpformer.rng import MaskKey
 from xpformer.training.parallel import Workers
-from xpformer_numpy.fast import _tile, products
+from xpformer_numpy.fast import _tile, product_loops
 from xpformer_numpy.fast._lanes import LANES, address_of
 
 F = np.float32
@@ -121,7 +121,7 @@ def test_numbers_that_are_not_finite_stay_where_they_are(fast: Backend) -> None:
 
 def test_what_blas_does(fast: Backend) -> None:
     x, weight = draw((4, 600), (600, 500))
-    assert weight.size > products.LARGEST
+    assert weight.size > product_loops.LARGEST
     assert fast.pair(linear, (x, weight, None), {}).name == "blas"
     assert fast.pair(linear, (x[:1, :5], weight[:5, :5], None), {}).name == "blas"
     assert fast.pair(linear, (x[:, :5].astype(np.float64), weight[:5, :5].astype(np.float64), None), {}).name == "blas"

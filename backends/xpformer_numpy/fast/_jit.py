@@ -75,3 +75,15 @@ def _float_of_bits(_context: Any, _bits: Any) -> Any:
 
 
 float_of_bits: Any = intrinsic(_float_of_bits)
+
+
+def _bits_of_float(_context: Any, _number: Any) -> Any:
+    """The 32 bits of a float32 number as an int32."""
+
+    def code(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.IntType(32))
+
+    return types.int32(types.float32), code
+
+
+bits_of_float: Any = intrinsic(_bits_of_float)

@@ -27,19 +27,24 @@ product with numbers that are not is a hundred times as slow."""
 _SUM = ("reassoc", "nsz")
 
 
+_SHIFT = 1.5 * 2.0**23 + 127.0
+"""Added to a number n, |n| < 2^22, this leaves n rounded to an integer, and 127 more, in the last bits of the sum."""
+
+
 def exp_of(write: Lanes, x: Value) -> Value:
     """``exp`` of numbers that are not above 0, as in :func:`xpformer_numpy.fast.loops.exp`; NaN stays NaN."""
     builder, number = write.builder, write.constant
     low = builder.fcmp_ordered("<", x, number(_LOWEST))
     bounded = builder.select(low, number(_LOWEST), x)
-    n = write.math("floor", write.math("fma", bounded, number(math.log2(math.e)), number(0.5)))
+    sum_ = write.math("fma", bounded, number(math.log2(math.e)), number(_SHIFT))
+    n = builder.fsub(sum_, number(_SHIFT))
     r = write.math("fma", n, number(-0.693359375), bounded)
     r = write.math("fma", n, number(0.693359375 - math.log(2)), r)
     p = number(1 / 720)
     for c in (1 / 120, 1 / 24, 1 / 6, 1 / 2, 1, 1):
         p = write.math("fma", p, r, number(c))
-    exponent = builder.add(builder.fptosi(n, write.integers), ir.Constant(write.integers, [127] * write.lanes))
-    power = builder.shl(exponent, ir.Constant(write.integers, [23] * write.lanes))
+    bits = builder.bitcast(sum_, write.integers)
+    power = builder.shl(bits, ir.Constant(write.integers, [23] * write.lanes))
     y = builder.fmul(p, builder.bitcast(power, write.vector))
     return builder.select(low, number(0.0), y)
 

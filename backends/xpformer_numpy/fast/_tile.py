@@ -1,4 +1,4 @@
-"""A tile of a matrix product that stays in a core's registers, of which :mod:`xpformer_numpy.fast.products` is made.
+"""A tile of a matrix product, in a core's registers: what :mod:`xpformer_numpy.fast.product_loops` is made of.
 
     C[i, j] = E[i, j] + sum_k A[i, k] B[k, j],   i < rows <= ROWS,  j < width <= COLUMNS                          (1)
 

@@ -21,7 +21,7 @@ from xpformer_numpy.dropout import first_index
 from xpformer_numpy.fast import attention_loops as loops
 from xpformer_numpy.fast._lanes import LANES, aligned
 from xpformer_numpy.fast.dropout import words
-from xpformer_numpy.fast.products import ZEROS, panels_for
+from xpformer_numpy.fast.product_loops import ZEROS, panels_for
 
 
 def covers(query: Array, *others: Any, **options: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Affine maps and scores of a vocabulary, whose products are tiles: :mod:`xpformer_numpy.fast.products`.
+"""Affine maps and scores of a vocabulary, whose products are tiles: :mod:`xpformer_numpy.fast.product_loops`.
 
 Each thread multiplies its rows alone; where the threads share an operation, or the weights are many, BLAS does.
 """
@@ -17,7 +17,7 @@ from xpformer.functional.project_to_vocabulary import ProjectToVocabularySaved
 from xpformer_numpy import linear, project_to_vocabulary
 from xpformer_numpy._common import Floats, slot
 from xpformer_numpy._share import alone
-from xpformer_numpy.fast import products
+from xpformer_numpy.fast import product_loops as loops
 from xpformer_numpy.fast._arrays import are_float32, contiguous, contiguous_rows, or_zeros
 from xpformer_numpy.fast._tile import COLUMNS
 
@@ -25,7 +25,7 @@ _NOTHING = np.empty((1, 0), np.float32)
 
 
 def _many_rows(x: Array, weight: Array) -> bool:
-    few = 0 < weight.shape[0] * weight.shape[1] <= products.LARGEST
+    few = 0 < weight.shape[0] * weight.shape[1] <= loops.LARGEST
     return are_float32(x, weight) and few and size(x.shape[:-1]) > 1 and alone()
 
 
@@ -36,13 +36,13 @@ def covers(x: Array, weight: Array, bias: Array | None = None) -> bool:
 
 def multiply(rows: Floats, weight: Floats, out: Floats, bias: Any = None, *, transposed: bool = False) -> None:
     """``X W + b``, or ``X Wᵀ + b``, of contiguous matrices; tiles where the weights are few, else BLAS."""
-    if weight.size > products.LARGEST:
+    if weight.size > loops.LARGEST:
         np.matmul(rows, weight.T if transposed else weight, out=out)
         out += 0.0 if bias is None else bias
         return
-    chain = products.product_of_transposed if transposed else products.product
+    chain = loops.product_of_transposed if transposed else loops.product
     columns = out.shape[1]
-    chain(rows, weight, or_zeros(bias, columns), products.panels_for(rows.shape[1], columns), out)
+    chain(rows, weight, or_zeros(bias, columns), loops.panels_for(rows.shape[1], columns), out)
 
 
 def _product(x: Any, weight: Any, bias: Any = None, *, transposed: bool = False) -> Floats:
@@ -55,11 +55,11 @@ def _product(x: Any, weight: Any, bias: Any = None, *, transposed: bool = False)
 
 def add_weight_gradient(rows: Floats, dy: Floats, total: Floats) -> None:
     """``total += Xᵀ dY`` of contiguous matrices."""
-    if total.size > products.LARGEST:
+    if total.size > loops.LARGEST:
         total += rows.T @ dy
         return
     part = np.empty_like(total)
-    products.weight_gradient(rows, dy, products.ZEROS, part)
+    loops.weight_gradient(rows, dy, loops.ZEROS, part)
     total += part
 
 
@@ -93,8 +93,8 @@ def backward(
     dx = np.empty(rows.shape if want_x else (0, 0), np.float32)
     dweight = _memory(slots[0], depth, columns) if want_weight else _NOTHING
     dbias = _memory(slots[1], columns) if want_bias else _NOTHING[0]
-    zeros, panels = np.zeros(max(depth, COLUMNS), np.float32), products.panels_for(columns, depth)
-    products.gradients(
+    zeros, panels = np.zeros(max(depth, COLUMNS), np.float32), loops.panels_for(columns, depth)
+    loops.gradients(
         rows, dy_rows, contiguous(weight), zeros, panels, dx, dweight, dbias, want_x, want_weight, want_bias
     )
     return (
@@ -125,7 +125,7 @@ def vocabulary_backward(
         return dx, None
     out = slot(into, "weight")
     dweight = _memory(out, *weight.shape)
-    products.weight_gradient(contiguous_rows(dy), contiguous_rows(x), products.ZEROS, dweight)
+    loops.weight_gradient(contiguous_rows(dy), contiguous_rows(x), loops.ZEROS, dweight)
     return dx, _delivered(dweight, out)
 
 

@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from xpformer_numpy.fast._jit import float_of_bits, inlined, loop, reads, rounded, writes
+from xpformer_numpy.fast._jit import bits_of_float, float_of_bits, inlined, loop, reads, rounded, writes
 from xpformer_numpy.fast._lanes import wide_vectors
-from xpformer_numpy.gelu import NORMAL_POLYNOMIAL
 
 F = np.float32
 R1, R2, R3, W1, W2, W3 = reads(1), reads(2), reads(3), writes(1), writes(2), writes(3)
@@ -24,20 +23,25 @@ _0, _1, _2, _3, _HALF = F(0), F(1), F(2), F(3), F(0.5)
 _LOG2E, _LN2_HIGH, _LN2_LOW = F(math.log2(math.e)), F(0.693359375), F(math.log(2) - 0.693359375)
 _LOWEST, _HIGHEST = F(-86.6), F(88.72284)
 """exp of less is taken for 0 (it is below 2.5e-38, and numbers that are not normal are slow), of more is infinite."""
+_SHIFT = F(1.5 * 2**23 + 126)
 _ROOT, _C = F(math.sqrt(2 / math.pi)), F(0.044715)
 _DENSITY = F(1 / math.sqrt(2 * math.pi))
 _FAR = F(40)
-_P0, _P1, _P2, _P3, _P4, _P5, _P6 = (F(p) for p in NORMAL_POLYNOMIAL)
+_T, _P1, _P2, _P3, _P4, _P5, _P6 = (
+    F(p) for p in (0.28, 0.116959744, 0.064763253, 0.275669757, -0.245293012, 0.394934944, -0.107034705)
+)
 
 
 @inlined
 def exp(x: Any) -> Any:
     """By 2^n e^r with n = round(x / ln 2), |r| <= ln(2)/2, and Taylor's polynomial, to 2.5e-7.
 
-    2^(n-1) is made of its bits, and doubled at last, since n may be 128.  NaN stays NaN.
+    2^(n-1) is made of its bits, and doubled at last, since n may be 128.  The shift leaves n, rounded, and 126 more in
+    the last bits of a sum.  NaN stays NaN.
     """
     bounded = min(max(x, _LOWEST), _HIGHEST)
-    n = np.floor(bounded * _LOG2E + _HALF)
+    shifted = bounded * _LOG2E + _SHIFT
+    n = shifted - _SHIFT
     r = bounded - n * _LN2_HIGH
     r = r - n * _LN2_LOW
     p = F(1 / 720)
@@ -47,7 +51,7 @@ def exp(x: Any) -> Any:
     p = p * r + _HALF
     p = p * r + _1
     p = p * r + _1
-    y = p * float_of_bits((np.int32(n) + np.int32(126)) << np.int32(23)) * _2
+    y = p * float_of_bits(np.int32(bits_of_float(shifted) << np.int32(23))) * _2
     y = y if x >= _LOWEST else _0
     return y if x == x else x
 
@@ -161,23 +165,28 @@ def rms_norm_gradient(dy: Any, normalized: Any, inv_rms: Any, weight: Any, dx: A
 
 @loop(R2, R1, W2, W2)
 def bias_gelu_exact(x: Any, bias: Any, y: Any, slope: Any) -> None:
-    """GELU (1) and its slope (3) of x + b; the error function as in :mod:`xpformer_numpy.gelu`."""
+    """GELU (1) and its slope (3) of x + b.
+
+    Of a > 0, Phi(-a) = e^(-a²/2) t P(t) with t = 1 / (1 + 0.28 a), as M. Abramowitz and I. Stegun (7.1.26) approximate
+    the error function; P, fitted by least squares, makes a Phi(-a) right to 6e-9.
+    """
     wide_vectors()
     count, width = x.shape
     for i in range(count):
         for j in range(width):
             v = x[i, j] + bias[j]
             near = min(max(v, -_FAR), _FAR)
-            q = near * near
+            density = exp(-_HALF * near * near)
+            t = _1 / (_1 + _T * abs(near))
             p = _P6
-            p = p * q + _P5
-            p = p * q + _P4
-            p = p * q + _P3
-            p = p * q + _P2
-            p = p * q + _P1
-            p = p * q + _P0
-            cdf = _1 / (_1 + exp(-_2 * near * p))
-            s = cdf + near * _DENSITY * exp(-_HALF * q)
+            p = p * t + _P5
+            p = p * t + _P4
+            p = p * t + _P3
+            p = p * t + _P2
+            p = p * t + _P1
+            tail = p * t * density
+            cdf = tail if near < _0 else _1 - tail
+            s = cdf + near * _DENSITY * density
             known = v == v
             y[i, j] = max(v, -_FAR) * cdf if known else v
             slope[i, j] = s if known else v

@@ -1,8 +1,9 @@
-"""Matrix products of tiles, for many rows and few weights: in half of them BLAS would copy more than it multiplies.
+"""Matrix products of tiles, for many rows and few weights.
 
-OpenBLAS copies what it multiplies into blocks that fit its kernel, which gains little where a matrix has some hundred
+BLAS copies what it multiplies into blocks that fit its kernel, which gains little where a matrix has some hundred
 columns.  Here the rows stay where they are, and only the weights are copied, once a call, into panels of
-:data:`COLUMNS <xpformer_numpy.fast._tile.COLUMNS>` columns.  For a gradient of weights nothing is copied.
+:data:`COLUMNS <xpformer_numpy.fast._tile.COLUMNS>` columns; for a gradient of weights nothing is copied.  Small
+products wait for memory more than they compute: so while a tile is computed, the next one's memory is asked for.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ ZEROS = np.zeros(COLUMNS, F)
 _DEPTH = 384
 """Steps of a tile whose panel and rows stay near the first cache; then its sums are added to memory."""
 _GROUP = 1 << 17
+"""Elements of the panels, or of dy's rows, that are read again and again: a quarter of the second cache."""
 _BLOCK = 1 << 16
 _LEAST = 64
 """Elements of both matrices that one pass of a gradient of weights reads, and its least rows."""
@@ -93,7 +95,8 @@ def multiply(x: Any, panels: Any, bias: Any, y: Any, begin: Any, end: Any) -> No
                 number = share(end - start, tiles - tile)
                 after = start + number
                 for p in range(p0, p0 + parts):
-                    for i in range(after + number * (p - p0) // parts, min(rows, after + number * (p - p0 + 1) // parts)):
+                    a, b = number * (p - p0) // parts, number * (p - p0 + 1) // parts
+                    for i in range(after + a, min(rows, after + b)):
                         prefetch(address_of(x, i * depth + first), address_of(x, i * depth + first + steps))
                         prefetch_to_write(address_of(y, i * columns + p0 * COLUMNS), address_of(y, i * columns + stop))
                     to = address_of(y, start * columns + p * COLUMNS)
