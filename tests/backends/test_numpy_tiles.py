@@ -18,7 +18,7 @@ from xpformer.functional._op import Op, Pair
 from xpformer.functional.dropout import keep_mask
 from xpformer.rng import MaskKey
 from xpformer.training.parallel import Workers
-from xpformer_numpy.fast import _tile, product_loops
+from xpformer_numpy.fast import _jit, _tile, product_loops
 from xpformer_numpy.fast._lanes import LANES, address_of
 
 F = np.float32
@@ -214,3 +214,34 @@ def test_the_weights_are_not_kept(fast: Backend) -> None:
     q, k, v = draw(*[(2, 40, 3, 4)] * 3)
     _, saved = fast.pair(attention, (q, k, v), {}).forward(q, k, v)
     assert {id(x) for x in saved if isinstance(x, np.ndarray)} == {id(q), id(k), id(v)}
+
+
+def test_rows_that_do_not_begin_at_a_number(fast: Backend) -> None:
+    records = np.zeros((2, 9, 2), [("x", F, (8,)), ("flag", "u1")])  # rows 33 bytes apart
+    records["x"], (dy,) = draw((2, 9, 2, 8))[0], draw((2, 9, 2, 8))
+    arrays = (records["x"],) * 3
+    assert wrong(attention, fast.pair(attention, arrays, {}), (*arrays, None), dy) == []
+
+
+def test_a_query_that_is_not_finite_reaches_no_key_that_it_cannot_see(fast: Backend) -> None:
+    q, k, v, dy = draw(*[(1, 40, 1, 8)] * 4)
+    q[0, 20] = np.nan
+    y, saved = fast.pair(attention, (q, k, v), {"causal": True}).forward(q, k, v, causal=True)
+    assert np.isfinite(np.delete(y, 20, axis=1)).all()
+    dv = fast.pair(attention, (q, k, v), {"causal": True}).backward(dy, saved)[2]
+    assert np.isnan(dv[0, :21]).all()
+    assert np.isfinite(dv[0, 21:]).all()
+
+
+def test_what_is_kept_on_disk_belongs_to_these_sources() -> None:
+    """Numba looks at the file of a function alone, and what it calls stands in others."""
+
+    @_jit.inlined
+    def twice(x: Any) -> Any:
+        return 2 * x
+
+    assert twice(F(1.5)) == 3.0
+    signature = twice.signatures[0]
+    key = twice._cache._index_key(signature, twice.targetctx.codegen())
+    assert key[-1] == _jit.SOURCES
+    assert key[0] == signature

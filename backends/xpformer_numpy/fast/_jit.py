@@ -2,8 +2,7 @@
 
 - **Serial, and without the interpreter's lock**: the threads are those of training.  Numba's own would fight with them.
 - **When first called**, for one signature, and kept on disk beside the source (or in the user's cache).
-- **Stale** is what a loop takes from other files (a constant, these options): the cache sees changes of its own file
-  alone.  Who edits them deletes ``__pycache__``.
+- **Never stale**: Numba's cache sees changes of a loop's own file alone, so its key has the text of all files here too.
 - **Reordered sums** (``reassoc``), so that they are vectorized; numbers that are not finite stay what they are (neither
   ``nnan`` nor ``ninf``).
 - Arrays that are only read are declared so, and then may be read-only: one signature fits all.
@@ -11,8 +10,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from llvmlite import ir
@@ -20,6 +21,9 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 Loop = Callable[..., Any]
+
+SOURCES = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()
+"""Of all files of this package: what is compiled calls what stands in others, and takes constants from them."""
 
 OPTIONS: dict[str, Any] = {
     "nogil": True,
@@ -39,6 +43,14 @@ def writes(dimensions: int, dtype: Any = types.float32) -> Any:
     return types.Array(dtype, dimensions, "C")
 
 
+def keyed(cached: Any) -> Any:
+    """What Numba keeps on disk under a key, with :data:`SOURCES` as a part of that."""
+    cache = cached._cache
+    key = cache._index_key
+    cache._index_key = lambda signature, codegen: (*key(signature, codegen), SOURCES)
+    return cached
+
+
 def loop(*signature: Any, before: Callable[[], object] = lambda: None) -> Callable[[Loop], Loop]:
     """Compile a function for these types when it is first called, ``before`` that do what it needs."""
 
@@ -49,8 +61,12 @@ def loop(*signature: Any, before: Callable[[], object] = lambda: None) -> Callab
             nonlocal compiled
             if compiled is None:
                 with lock:
-                    before()
-                    compiled = compiled or njit(signature, **OPTIONS)(function)
+                    if compiled is None:
+                        before()
+                        made = keyed(njit(**OPTIONS)(function))
+                        made.compile(signature)
+                        made.disable_compile()
+                        compiled = made
             return compiled(*arguments)
 
         return call
@@ -58,11 +74,14 @@ def loop(*signature: Any, before: Callable[[], object] = lambda: None) -> Callab
     return decorate
 
 
-inlined: Any = njit(**OPTIONS | {"fastmath": {"contract", "nsz"}})
-"""A function of numbers, for use in loops, where LLVM inlines it; nothing in it is reordered."""
+def inlined(function: Loop) -> Any:
+    """Compile a function of numbers, for use in loops, where LLVM inlines it; nothing in it is reordered."""
+    return keyed(njit(**OPTIONS | {"fastmath": {"contract", "nsz"}})(function))
 
-rounded: Any = njit(**OPTIONS | {"fastmath": False})
-"""As :data:`inlined`, and a product in it is rounded before it is added to something, never fused with the addition."""
+
+def rounded(function: Loop) -> Any:
+    """As :func:`inlined`, and a product is rounded before it is added to something, never fused with the addition."""
+    return keyed(njit(**OPTIONS | {"fastmath": False})(function))
 
 
 def _float_of_bits(_context: Any, _bits: Any) -> Any:

@@ -17,7 +17,15 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-WIDE = bool(llvmlite.binding.get_host_cpu_features().get("avx512f"))
+
+def _has(feature: str) -> bool:
+    try:
+        return bool(llvmlite.binding.get_host_cpu_features().get(feature))
+    except RuntimeError:  # LLVM does not know this processor
+        return False
+
+
+WIDE = _has("avx512f")
 LANES = 16 if WIDE else 8
 
 FLOAT, INT, BITS = ir.FloatType(), ir.IntType(64), ir.IntType(32)

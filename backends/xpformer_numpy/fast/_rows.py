@@ -32,7 +32,10 @@ _SHIFT = 1.5 * 2.0**23 + 127.0
 
 
 def exp_of(write: Lanes, x: Value) -> Value:
-    """``exp`` of numbers that are not above 0, as in :func:`xpformer_numpy.fast.loops.exp`; NaN stays NaN."""
+    """``exp`` of numbers that are not above 0, as in :func:`xpformer_numpy.fast.loops.exp`; NaN stays NaN.
+
+    Only for functions whose sums are not reordered (``inlined``): what is added and taken away again must round.
+    """
     builder, number = write.builder, write.constant
     low = builder.fcmp_ordered("<", x, number(_LOWEST))
     bounded = builder.select(low, number(_LOWEST), x)
@@ -120,13 +123,13 @@ def scaled_code(lanes: int) -> Any:
     """What writes the code that multiplies a row by a number."""
 
     def code(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        z, registers, number = arguments
-        write = _Row(builder, lanes, registers)
+        z, registers, seen, number = arguments
+        write = _Row(builder, lanes, registers, seen)
         factor = write.spread(number)
 
-        def body(index: Value, _flags: Value) -> list[Value]:
+        def body(index: Value, flags: Value) -> list[Value]:
             place = write.at(z, index)
-            write.store(builder.fmul(write.load(place), factor), place)
+            write.store(builder.select(flags, builder.fmul(write.load(place), factor), write.constant(0.0)), place)
             return []
 
         write.each([], body)
@@ -190,8 +193,8 @@ def _exponentials(_context: Any, z: Any, registers: Any, peak: Any) -> Any:
     return NUMBER(N, N, NUMBER), exponentials_code(LANES)
 
 
-def _scaled(_context: Any, z: Any, registers: Any, number: Any) -> Any:
-    return types.none(N, N, NUMBER), scaled_code(LANES)
+def _scaled(_context: Any, z: Any, registers: Any, seen: Any, number: Any) -> Any:
+    return types.none(N, N, N, NUMBER), scaled_code(LANES)
 
 
 def _projection(_context: Any, dz: Any, p: Any, registers: Any, seen: Any) -> Any:
@@ -215,7 +218,7 @@ biased_peak_of_row: Any = intrinsic(_biased_peak)
 exponentials_of_row: Any = intrinsic(_exponentials)
 """e of (2) in place, and f."""
 scale_row: Any = intrinsic(_scaled)
-"""p of (2)."""
+"""p of (2), and 0 behind what is seen, also in a row that is not finite."""
 projection_of_row: Any = intrinsic(_projection)
 """The sum of (3)."""
 gradient_of_row: Any = intrinsic(_gradient)

@@ -17,11 +17,12 @@ from typing import Any
 
 import llvmlite.binding
 from llvmlite import ir
-from numba import cfunc, types
+from numba import types
 from numba.core import cgutils
+from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
-from xpformer_numpy.fast._jit import inlined
+from xpformer_numpy.fast._jit import inlined, keyed
 from xpformer_numpy.fast._lanes import LANES, WIDE, Lanes, Value, count, repeat
 
 ROWS = 14 if WIDE else 6
@@ -137,8 +138,11 @@ def load() -> None:
     A function that Numba inlines or links is optimized anew in each of its callers: seconds for so much code.
     """
     for name, function in _NAMES.items():
-        _loaded[name] = cfunc(_KIND, cache=True, error_model="numpy")(function)
-        llvmlite.binding.add_symbol(name, _loaded[name].address)
+        made = CFunc(function, (_KIND.args, _KIND.return_type), locals={}, options={"error_model": "numpy"})
+        made.enable_caching()
+        keyed(made).compile()
+        _loaded[name] = made
+        llvmlite.binding.add_symbol(name, made.address)
 
 
 _loaded: dict[str, Any] = {}

@@ -100,7 +100,7 @@ def forward(
     dropout_key: MaskKey | None = None,
 ) -> tuple[Array, Saved]:
     """``Y = softmax(scale Q Kᵀ + M) V``, with dropout of the weights if asked."""
-    factor = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
+    factor = 1.0 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
     saved = Saved(query, key, value, mask, factor, causal, dropout, dropout_key)
     of = _Heads.of(saved)
     count, heads, length, _ = of.q.shape
@@ -153,7 +153,8 @@ def _bias(mask: Any, scores: tuple[int, ...]) -> Floats:
 def _dense(x: Any) -> Floats:
     """(..., T, H, d) as (B, H, T, d), each head's rows of numbers that lie one behind the other."""
     heads = heads_of(x)
-    return heads if heads.strides[-1] == heads.itemsize else heads_of(np.ascontiguousarray(x))
+    fits = heads.strides[-1] == heads.itemsize and not any(step % heads.itemsize for step in heads.strides)
+    return heads if fits else heads_of(np.ascontiguousarray(x))
 
 
 PAIR = Pair(forward, backward, "tiles", covers)

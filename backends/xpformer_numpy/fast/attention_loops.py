@@ -179,7 +179,8 @@ def weights(
         numbers[i] = exponentials_of_row(z + 4 * i * room, registers_of(min(keys, seen + i), room), numbers[i])
     for i in range(rows):
         fetch_to_write(d, n, h + 1, i)
-        scale_row(z + 4 * i * room, registers_of(min(keys, seen + i), room), numbers[i])
+        stop = min(keys, seen + i)
+        scale_row(z + 4 * i * room, registers_of(stop, room), stop, numbers[i])
 
 
 @loop(
