@@ -34,22 +34,13 @@ def covers(x: Array, weight: Array, bias: Array | None = None) -> bool:
     return linear.covers(x, weight, bias) and _many_rows(x, weight)
 
 
-def multiply(rows: Floats, weight: Floats, out: Floats, bias: Any = None, *, transposed: bool = False) -> None:
-    """``X W + b``, or ``X Wᵀ + b``, of contiguous matrices; tiles where the weights are few, else BLAS."""
-    if weight.size > loops.LARGEST:
-        np.matmul(rows, weight.T if transposed else weight, out=out)
-        out += 0.0 if bias is None else bias
-        return
-    chain = loops.product_of_transposed if transposed else loops.product
-    columns = out.shape[1]
-    chain(rows, weight, or_zeros(bias, columns), loops.panels_for(rows.shape[1], columns), out)
-
-
 def _product(x: Any, weight: Any, bias: Any = None, *, transposed: bool = False) -> Floats:
-    """The same of any layout."""
+    """``x W + b``, or ``x Wᵀ + b``."""
     rows = contiguous_rows(x)
-    y = np.empty((rows.shape[0], weight.shape[0] if transposed else weight.shape[1]), np.float32)
-    multiply(rows, contiguous(weight), y, bias, transposed=transposed)
+    columns = weight.shape[0] if transposed else weight.shape[1]
+    y = np.empty((rows.shape[0], columns), np.float32)
+    chain = loops.product_of_transposed if transposed else loops.product
+    chain(rows, contiguous(weight), or_zeros(bias, columns), loops.panels_for(rows.shape[1], columns), y)
     return y
 
 

@@ -190,6 +190,13 @@ def gradients(
             add_products(x, dy, zeros, dweight, begin, end)
 
 
+@loop(R2, W3, before=load)
+def packed(weight: Any, panels: Any) -> None:
+    """W in panels."""
+    wide_vectors()
+    pack(weight, panels)
+
+
 @loop(R2, R2, R1, W2, before=load)
 def weight_gradient(x: Any, dy: Any, zeros: Any, dweight: Any) -> None:
     """``dW = xᵀ dy``."""
