@@ -77,6 +77,18 @@ def test_picture_shows_where_a_head_looks(tmp_path):
         attention_figure(image, {}, grid, tmp_path / "none.png")
 
 
+def test_each_head_is_named_once(tmp_path, monkeypatch):
+    """Later stages of a Swin have more heads: those that come with a row are named above it."""
+    model = Swin(SwinConfig.preset("tiny"), seed=1).to("numpy", "float64")
+    maps = attention_maps(model, np.zeros((1, 2, 9, 9)))
+    drawn = []
+    monkeypatch.setattr("xpformer.analysis.attention.save_figure", lambda figure, path: drawn.append(figure) or path)
+    attention_figure(np.zeros((3, 9, 9), np.uint8), maps, grids(model), tmp_path / "swin.png")
+    most = max(weights.shape[-3] for weights in maps.values())
+    assert most > next(iter(maps.values())).shape[-3]
+    assert [a.get_title() for a in drawn[0].axes if a.get_title()] == [f"head {h + 1}" for h in range(most)]
+
+
 def test_a_padded_grid_reaches_beyond_the_picture(tmp_path):
     """Patches of 4 on 5 pixels: of the second row and column one pixel is seen, of either colour."""
     from PIL import Image

@@ -115,7 +115,8 @@ def attention_figure(
     columns = 1 + max(len(heads) for heads in rows.values())
     figure = new_figure(min(10.0, 1.7 * columns), 1.75 * len(rows) + 0.5, title)
     axes = figure.subplots(len(rows), columns, squeeze=False)
-    for row, (line, (name, heads)) in enumerate(zip(axes, rows.items(), strict=True)):
+    named = 0
+    for line, (name, heads) in zip(axes, rows.items(), strict=True):
         down, across = (covered or {}).get(name, image.shape[1:])
         extent = (-0.5, across - 0.5, down - 0.5, -0.5)
         show_image(line[0], image, LIGHT, 0.8)
@@ -128,8 +129,9 @@ def attention_figure(
             strength = heads[head] / max(float(heads[head].max()), np.finfo(float).tiny)
             spot.imshow(strength, cmap="viridis", alpha=0.62, extent=extent, vmin=0, vmax=1, interpolation="bicubic")
             spot.set(xlim=(-0.5, image.shape[2] - 0.5), ylim=(image.shape[1] - 0.5, -0.5))
-            if row == 0:
-                spot.set_title(f"head {head + 1}", fontsize=9, color=INK, pad=3.5)
+            if head == named:  # above the first row that has so many
+                named += 1
+                spot.set_title(f"head {named}", fontsize=9, color=INK, pad=3.5)
     return save_figure(figure, path)
 
 

@@ -5,9 +5,8 @@ with its border is multiplied by a row of the kernel as it lies, in tiles (:mod:
 gradient of the image is added up by tiles that overlap.  The gradient of the kernel alone gathers what it sees, of a
 few images at a time, and a 1 behind where there is a bias.
 
-Measured against the pair of NumPy's calls in a whole step, two threads that share the batch, steps in turn: preset
-``quick`` of vit-mnist 51.4 ms against 55.7 ms (medians of 33; fastest 46.3 against 48.9), ``small`` of swin-mnist 187
-against 190 ms.
+Measured against the portable pair, float32, one thread: 64 images of 16 x 28 x 28 to 32 with stride 2, forward and
+backward 2.6 times as fast, error 4.5e-7 (5.6e-7); against the pair of NumPy's calls 1.4 and 1.7 times.
 """
 
 from __future__ import annotations
