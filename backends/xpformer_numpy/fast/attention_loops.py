@@ -20,6 +20,7 @@ from xpformer_numpy.fast._rows import (
 )
 from xpformer_numpy.fast._tile import COLUMNS, ROWS, load, share, tile_by_columns, tile_by_rows, tiles_of
 from xpformer_numpy.fast.loops import mixed
+from xpformer_numpy.fast.product_loops import pack_transposed
 
 F = np.float32
 HEADS = types.Array(types.float32, 4, "A", readonly=True)
@@ -40,21 +41,6 @@ def place(x: Any, n: Any, h: Any, i: Any) -> Any:
 def step_of(x: Any) -> Any:
     """From a row of x (B, H, T, d) to the next, in elements."""
     return x.strides[2] // 4
-
-
-@inlined
-def pack_head(rows: Any, panels: Any) -> None:
-    """The transpose of (S, d) in panels (S / COLUMNS, d, COLUMNS), zeros behind the last."""
-    count, depth = rows.shape
-    for p in range(len(panels)):
-        start = p * COLUMNS
-        width = min(COLUMNS, count - start)
-        for j in range(width):
-            for k in range(depth):
-                panels[p, k, j] = rows[start + j, k]
-        for k in range(depth if width < COLUMNS else 0):
-            for j in range(width, COLUMNS):
-                panels[p, k, j] = F(0)
 
 
 @inlined
@@ -163,7 +149,7 @@ def weights(
     ``numbers`` has one for each row.  Of the next head, rows of a, b and c are asked for, and of d to be written.
     """
     rows, keys, room, z = q.shape[2], k.shape[2], p.shape[1], address_of(p, 0)
-    pack_head(k[n, h], panels)
+    pack_transposed(k[n, h], panels)
     scores(q, n, h, panels, zeros, z, room, keys, seen)
     for i in range(rows):
         stop, row = min(keys, seen + i), z + 4 * i * room
@@ -238,7 +224,7 @@ def attend_gradient(
                 transposed_means(to if keep.size else at, room, dy, n, h, zeros, dv, seen)
             if not (want_q or want_k or want_bias):
                 continue
-            pack_head(v[n, h], panels)
+            pack_transposed(v[n, h], panels)
             scores(dy, n, h, panels, zeros, to, room, keys, seen)
             if keep.size:
                 drop(dz, keep, keep_scale, dz, seen)

@@ -57,14 +57,15 @@ def pack(weight: Any, panels: Any) -> None:
 
 @inlined
 def pack_transposed(weight: Any, panels: Any) -> None:
-    """As :func:`pack`, of the transpose of W (N, K)."""
+    """As :func:`pack`, of the transpose of W (N, K), whose rows may lie anywhere."""
     columns, depth = weight.shape
     for p in range(len(panels)):
         start = p * COLUMNS
         width = min(COLUMNS, columns - start)
-        for k in range(depth):
-            for j in range(width):
+        for j in range(width):
+            for k in range(depth):
                 panels[p, k, j] = weight[start + j, k]
+        for k in range(depth if width < COLUMNS else 0):
             for j in range(width, COLUMNS):
                 panels[p, k, j] = F(0)
 
