@@ -58,9 +58,12 @@ class NumpyBackend(Backend):
     def _add_compiled(self) -> None:
         if not _numba():
             raise BackendError('backend numpy:fast needs Numba, which is not installed; pip install "xpformer[fast]"')
-        from xpformer_numpy import fast
-
-        first = {name: (*pairs, *self._pairs.get(name, ())) for name, pairs in fast.PAIRS.items()}
+        try:
+            from xpformer_numpy import fast
+        except RuntimeError as error:  # Numba finds no directory that it may write
+            advice = "set NUMBA_CACHE_DIR to a directory that you may write"
+            raise BackendError(f"backend numpy:fast cannot keep compiled code: {error}; {advice}") from error
+        first = {name: (pair, *self._pairs.get(name, ())) for name, pair in fast.PAIRS.items()}
         self._pairs, self._kernels = {**self._pairs, **first}, {**self._kernels, **fast.KERNELS}
 
     def sharing_operations(self, run: Runner, threads: int) -> AbstractContextManager[None]:

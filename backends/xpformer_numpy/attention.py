@@ -118,10 +118,6 @@ class Softmax(NamedTuple):
     biased_backward: Callable[[Floats, Floats, float, Floats, int], None]
     """As backward, with ``p (dp - rowsum(dp p))`` added to (9).  Arguments: dp, p, scale, (9) in the bias's form, the
     number of the first matrix."""
-    keep_bits: Callable[[int, float, MaskKey, Any], None]
-    """As :func:`xpformer_numpy.dropout.keep_bits`."""
-    dropped: Callable[[Any, Any, float], Floats]
-    """As :func:`xpformer_numpy.dropout.dropped`."""
 
 
 def forward(
@@ -159,8 +155,8 @@ def forward(
         weights = p
         if keep is not None and dropout_key is not None:
             first = first_index(scores, dropout_key) + part.start * p[0].size
-            softmax.keep_bits(first, dropout, dropout_key, keep[part].reshape(-1))
-            weights = softmax.dropped(p, keep[part], keep_scale)
+            keep_bits(first, dropout, dropout_key, keep[part].reshape(-1))
+            weights = dropped(p, keep[part], keep_scale)
         for rows, stop in tiles:
             np.matmul(weights[:, :, rows, :stop], v[part, :, :stop], out=out[:, :, rows])
 
@@ -191,7 +187,7 @@ def backward(
     def work(part: slice, dbias: Floats | None) -> None:
         p = probabilities[part]
         if dv_heads is not None:
-            weights = p if keep is None else softmax.dropped(p, keep[part], saved.keep_scale)
+            weights = p if keep is None else dropped(p, keep[part], saved.keep_scale)
             _transposed(weights, d[part], dv_heads[part], tiles)
         if dq_heads is None and dk_heads is None and dbias is None:
             return
@@ -199,7 +195,7 @@ def backward(
         for rows, stop in tiles:
             np.matmul(d[part, :, rows], v[part, :, :stop].mT, out=dz[:, :, rows, :stop])
         if keep is not None:
-            dz = softmax.dropped(dz, keep[part], saved.keep_scale)
+            dz = dropped(dz, keep[part], saved.keep_scale)
         if dbias is None:
             softmax.backward(dz, p, saved.scale, seen, tiles)
         else:
@@ -365,5 +361,5 @@ def pair(softmax: Softmax, name: str, covers: Callable[..., bool]) -> Pair:
     return Pair(partial(forward, softmax=softmax), partial(backward, softmax=softmax), name, covers)
 
 
-WITH_NUMPY = Softmax(_softmax, _softmax_gradient, _biased_softmax, _biased_gradient, keep_bits, dropped)
+WITH_NUMPY = Softmax(_softmax, _softmax_gradient, _biased_softmax, _biased_gradient)
 PAIR = pair(WITH_NUMPY, "blocked", covers)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -39,6 +41,25 @@ def test_without_numba_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) 
     assert "xpformer[fast]" in NumpyBackend.status().detail
     assert NumpyBackend.devices() == ("numpy", "numpy:portable")
     assert NumpyBackend("").replaced()["gelu"] == ("blocked",)
+
+
+@pytest.mark.parametrize(
+    ("before", "advice"),
+    [
+        ("import os; os.environ['NUMBA_DISABLE_JIT'] = '1'", "which NUMBA_DISABLE_JIT turns off; unset it"),
+        (
+            "from numba.core.caching import CacheImpl; CacheImpl._locator_classes = []",
+            "set NUMBA_CACHE_DIR to a directory that you may write",
+        ),
+    ],
+    ids=["no compiler", "no directory"],
+)
+def test_what_keeps_numba_from_compiling_is_one_line(before: str, advice: str) -> None:
+    program = f"{before}\nfrom xpformer.cli import main\nmain(['gradcheck', 'gelu', '--backend', 'numpy:fast'])"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert found.returncode == 2
+    assert found.stderr.strip().endswith(advice)
+    assert len(found.stderr.strip().splitlines()) == 1
 
 
 def test_with_numba_it_is_listed(fast: Backend) -> None:

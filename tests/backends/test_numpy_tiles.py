@@ -191,6 +191,14 @@ def test_attention_of_any_shape(
     assert wrong(attention, pair, arrays, dy, **options) == []
 
 
+@pytest.mark.parametrize("scale", [0.0, -0.7])
+def test_scores_may_be_scaled_by_any_number(fast: Backend, scale: float) -> None:
+    q, k, v, dy = draw(*[(2, 20, 2, 8)] * 4)
+    pair = fast.pair(attention, (q, k, v), {"causal": True, "scale": scale})
+    assert pair.name == "tiles"
+    assert wrong(attention, pair, (q, k, v, None), dy, causal=True, scale=scale) == []
+
+
 def test_heads_may_lie_anywhere(fast: Backend) -> None:
     packed, dy = draw((2, 3, 9, 8, 10), (2, 3, 8, 9))
     arrays = [packed[:, i].swapaxes(-1, -3)[..., 1:, :] for i in range(3)]  # (2, 10, 7, 9), no step of which is 1

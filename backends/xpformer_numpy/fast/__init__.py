@@ -11,18 +11,18 @@ from xpformer_numpy.fast.kernels import KERNELS
 
 __all__ = ["KERNELS", "PAIRS"]
 
-PAIRS: dict[str, tuple[Pair, ...]] = {
-    "attention": (attention.PAIR,),
-    "bias_gelu": (activations.BIAS_GELU,),
-    "conv2d": (conv2d.PAIR,),
-    "cross_entropy": (losses.PAIR,),
-    "dropout": (dropout.PAIR,),
-    "embedding": (embedding.PAIR,),
-    "gelu": (activations.GELU,),
-    "layer_norm": (norms.LAYER_NORM,),
-    "linear": (linear.PAIR,),
-    "project_to_vocabulary": (linear.PROJECT_TO_VOCABULARY,),
-    "rms_norm": (norms.RMS_NORM,),
-    "rotary": (rotary.PAIR,),
-    "swiglu": (activations.SWIGLU,),
+PAIRS: dict[str, Pair] = {
+    "attention": attention.PAIR,
+    "bias_gelu": activations.BIAS_GELU,
+    "conv2d": conv2d.PAIR,
+    "cross_entropy": losses.PAIR,
+    "dropout": dropout.PAIR,
+    "embedding": embedding.PAIR,
+    "gelu": activations.GELU,
+    "layer_norm": norms.LAYER_NORM,
+    "linear": linear.PAIR,
+    "project_to_vocabulary": linear.PROJECT_TO_VOCABULARY,
+    "rms_norm": norms.RMS_NORM,
+    "rotary": rotary.PAIR,
+    "swiglu": activations.SWIGLU,
 }

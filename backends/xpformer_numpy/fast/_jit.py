@@ -1,4 +1,4 @@
-"""How the loops of this package are compiled: those of ``loops``, ``conv_loops`` and ``update_loops``.
+"""How the loops of this package are compiled.
 
 - **Serial, and without the interpreter's lock**: the threads are those of training.  Numba's own would fight with them.
 - **When first called**, for one signature, and kept on disk beside the source (or in the user's cache).
@@ -17,8 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from llvmlite import ir
-from numba import njit, types
+from numba import config, njit, types
 from numba.extending import intrinsic
+
+from xpformer.errors import BackendError
+
+if config.DISABLE_JIT:
+    raise BackendError("backend numpy:fast needs Numba's compiler, which NUMBA_DISABLE_JIT turns off; unset it")
 
 Loop = Callable[..., Any]
 

@@ -34,9 +34,8 @@ from xpformer_numpy.fast.product_loops import ZEROS, panels_for
 
 
 def covers(query: Array, *others: Any, **options: Any) -> bool:
-    """What the blocked pair covers, in float32, the scale above 0; long contexts are not, nor a batch of nothing."""
-    scale = options.get("scale")
-    fits = query.dtype == np.float32 and size(query.shape) > 0 and (scale is None or scale > 0.0)
+    """What the blocked pair covers, in float32; long contexts are not, nor a batch of nothing."""
+    fits = query.dtype == np.float32 and size(query.shape) > 0
     return fits and blocked_covers(query, *others, **options) and not attention_tiled.covers(query, *others, **options)
 
 

@@ -99,21 +99,27 @@ def registers_of(stop: Any, room: Any) -> Any:
 
 
 @inlined
+def row_ahead(x: Any, n: Any, h: Any, i: Any) -> Any:
+    """From where to where row i of the head behind this one is, or of the next sequence's first; nowhere behind all."""
+    m, g = (n, h + 1) if h + 1 < x.shape[1] else (n + 1, 0)
+    if m >= x.shape[0] or i >= x.shape[2]:
+        return 0, 0
+    start = place(x, m, g, i)
+    return start, start + 4 * x.shape[3]
+
+
+@inlined
 def fetch(x: Any, n: Any, h: Any, i: Any) -> None:
-    """Ask for row i of head h, or of the first of the next sequence where there is no head h."""
-    m, g = (n, h) if h < x.shape[1] else (n + 1, 0)
-    if m < x.shape[0] and i < x.shape[2]:
-        start = place(x, m, g, i)
-        prefetch(start, start + 4 * x.shape[3])
+    """Ask for row i of the next head."""
+    start, stop = row_ahead(x, n, h, i)
+    prefetch(start, stop)
 
 
 @inlined
 def fetch_to_write(x: Any, n: Any, h: Any, i: Any) -> None:
     """As :func:`fetch`, of what will be written."""
-    m, g = (n, h) if h < x.shape[1] else (n + 1, 0)
-    if m < x.shape[0] and i < x.shape[2]:
-        start = place(x, m, g, i)
-        prefetch_to_write(start, start + 4 * x.shape[3])
+    start, stop = row_ahead(x, n, h, i)
+    prefetch_to_write(start, stop)
 
 
 @inlined
@@ -153,18 +159,18 @@ def weights(
     scores(q, n, h, panels, zeros, z, room, keys, seen)
     for i in range(rows):
         stop, row = min(keys, seen + i), z + 4 * i * room
-        fetch(a, n, h + 1, i)
-        fetch(b, n, h + 1, i)
+        fetch(a, n, h, i)
+        fetch(b, n, h, i)
         if len(bias):
             address = address_of(bias, (own * rows + i) * keys)
             numbers[i] = biased_peak_of_row(row, registers_of(stop, room), stop, scale, address)
         else:
             numbers[i] = peak_of_row(row, registers_of(stop, room), stop, scale)
     for i in range(rows):
-        fetch(c, n, h + 1, i)
+        fetch(c, n, h, i)
         numbers[i] = exponentials_of_row(z + 4 * i * room, registers_of(min(keys, seen + i), room), numbers[i])
     for i in range(rows):
-        fetch_to_write(d, n, h + 1, i)
+        fetch_to_write(d, n, h, i)
         stop = min(keys, seen + i)
         scale_row(z + 4 * i * room, registers_of(stop, room), stop, numbers[i])
 
@@ -230,13 +236,13 @@ def attend_gradient(
                 drop(dz, keep, keep_scale, dz, seen)
             for i in range(rows):
                 stop, line = min(keys, seen + i), 4 * i * room
-                fetch(k, n, h + 1, i)
+                fetch(k, n, h, i)
                 numbers[i] = projection_of_row(to + line, at + line, registers_of(stop, room), stop)
             for i in range(rows):
                 stop, line = min(keys, seen + i), 4 * i * room
                 registers = registers_of(stop, room)
-                fetch_to_write(dq, n, h + 1, i)
-                fetch_to_write(dk, n, h + 1, i)
+                fetch_to_write(dq, n, h, i)
+                fetch_to_write(dk, n, h, i)
                 if want_bias:
                     address = address_of(dbias, (own * rows + i) * keys)
                     biased_gradient_of_row(to + line, at + line, registers, stop, scale, numbers[i], address)

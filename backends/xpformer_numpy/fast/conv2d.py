@@ -26,7 +26,6 @@ from xpformer_numpy.conv2d import covers as blocked_covers
 from xpformer_numpy.fast import conv_loops, product_loops
 from xpformer_numpy.fast._arrays import are_float32, contiguous, or_zeros
 from xpformer_numpy.fast._lanes import aligned
-from xpformer_numpy.fast._tile import COLUMNS
 from xpformer_numpy.fast.linear import add_weight_gradient
 from xpformer_numpy.fast.product_loops import panels_for
 
@@ -82,7 +81,7 @@ def backward(
             add_weight_gradient(seen, douts[part].reshape(-1, matrix.shape[1]), total)
         if dimages is not None:
             kernel_rows = weight.shape[2]
-            panels = aligned(kernel_rows * len(panels_for(1, width // kernel_rows)), matrix.shape[1], COLUMNS)
+            panels = panels_for(matrix.shape[1], width // kernel_rows, kernel_rows)
             conv_loops.convolve_transposed(
                 douts[share], *_numbers(axes, channels), matrix, panels, _one_padded(axes, weight), dimages[share]
             )

@@ -1,7 +1,6 @@
 """Loops over float32 arrays, compiled by Numba.  Their callers allocate; the equations are those of the operations.
 
-All that call one another stand in one file (those of the update in :mod:`xpformer_numpy.fast.update_loops`), for
-Numba's cache on disk looks at the file of a loop alone to see whether it changed.
+Products, attention, convolution and the update have files of their own.
 """
 
 from __future__ import annotations

@@ -209,7 +209,7 @@ def weight_gradient(x: Any, dy: Any, zeros: Any, dweight: Any) -> None:
         add_products(x, dy, zeros, dweight, begin, min(len(x), begin + block))
 
 
-def panels_for(depth: int, columns: int) -> Floats:
-    """Memory for the panels of a matrix (K, N)."""
-    panels: Floats = aligned(-(-columns // COLUMNS), depth, COLUMNS)
+def panels_for(depth: int, columns: int, matrices: int = 1) -> Floats:
+    """Memory for the panels of so many matrices (K, N)."""
+    panels: Floats = aligned(matrices * -(-columns // COLUMNS), depth, COLUMNS)
     return panels
