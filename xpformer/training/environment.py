@@ -7,7 +7,9 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,6 +33,11 @@ def environment_manifest() -> dict[str, object]:
         "git": _git(),
         "started": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
     }
+
+
+def blas_kernels(manifest: Mapping[str, Any]) -> set[str]:
+    """The architectures whose kernels the BLAS libraries of a manifest take."""
+    return {str(library["architecture"]) for library in manifest["blas"]}
 
 
 def usable_cores() -> int:

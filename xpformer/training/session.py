@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from xpformer.backend import Backend, get_backend
 from xpformer.errors import CheckpointError, ConfigError, NonFiniteError, RunError
 from xpformer.training import checkpoint, fs
-from xpformer.training.environment import environment_manifest
+from xpformer.training.environment import blas_kernels, environment_manifest
 from xpformer.training.log import Log
 from xpformer.training.metrics import Result
 from xpformer.training.parallel import thread_count
@@ -422,6 +422,7 @@ def resume(
     before = {"matmul_precision": "highest", "sharing": "batch", **run.manifest}
     keys = ("xpformer", "numpy", "backend", "matmul_precision", "pairs", "threads", "sharing", "cpu")
     changed = [key.replace("_", " ") for key in keys if now[key] != before.get(key)]
+    changed += ["kernels of BLAS"] if blas_kernels(now) != blas_kernels(before) else []
     between = sorted(_backends_between(run) - {str(run.manifest.get("backend"))})
     if changed:
         notes.append(f"the bits will differ from an uninterrupted run: {', '.join(changed)} changed since it began")

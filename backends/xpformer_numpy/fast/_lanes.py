@@ -82,6 +82,11 @@ class Lanes:
             return self.builder.add(address, count(4 * index)) if index else address
         return self.builder.add(address, self.builder.mul(index, count(4)))
 
+    def opaque(self, number: Value) -> Value:
+        """The same integer, of which LLVM does not know where it comes from: what it cannot see it does not reorder."""
+        kind = ir.FunctionType(number.type, [number.type])
+        return self.builder.asm(kind, "", "=r,0", [number], side_effect=False)
+
     def number(self, address: Value) -> Value:
         """One number."""
         return self.builder.load(self.builder.inttoptr(address, FLOAT.as_pointer()), align=4)

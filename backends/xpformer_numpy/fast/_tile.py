@@ -30,6 +30,7 @@ ROWS = 14 if WIDE else 6
 VECTORS = 2
 COLUMNS = VECTORS * LANES
 _UNROLL = 4
+_GROUP = 3
 
 
 def tile_code(rows: int, vectors: int, lanes: int, *, by_columns: bool) -> Any:
@@ -44,25 +45,30 @@ def tile_code(rows: int, vectors: int, lanes: int, *, by_columns: bool) -> Any:
         def row_of(address: Value) -> list[Value]:
             return [write.load(write.at(address, lanes * v), flags[v]) for v in range(vectors)]
 
+        def known(rows: int) -> int:
+            """Places of A that are kept; the others are next to them: one column, or each third row."""
+            return 1 if by_columns else -(-rows // _GROUP)
+
         def times(steps: int, rows: int) -> Any:
             def body(values: list[Value]) -> list[Value]:
-                place, row, *sums = values
-                bases = [write.at(place, builder.mul(a_step, count(i - i % 3))) for i in range(0, rows, 3)]
+                row, places, sums = values[0], values[1 : 1 + known(rows)], values[1 + known(rows) :]
                 for step in range(steps):
                     numbers = row_of(row)
                     for i in range(rows):
                         if by_columns:
-                            at = write.at(place, i)
-                        else:  # the addresses of three rows are one register and multiples of another
-                            at = write.at(write.at(bases[i // 3], builder.mul(a_step, count(i % 3))), step)
+                            at = write.at(places[0], i)
+                        else:
+                            at = write.at(write.at(places[i // _GROUP], builder.mul(a_step, count(i % _GROUP))), step)
                         factor = write.spread(write.number(at))
                         for v in range(vectors):
                             s = i * vectors + v
                             sums[s] = write.math("fma", factor, numbers[v], sums[s])
                     row = write.at(row, b_step)
                     if by_columns:
-                        place = write.at(place, a_step)
-                return [place if by_columns else write.at(place, steps), row, *sums]
+                        places = [write.at(places[0], a_step)]
+                if not by_columns:
+                    places = [write.at(place, steps) for place in places]
+                return [row, *places, *sums]
 
             return body
 
@@ -72,9 +78,11 @@ def tile_code(rows: int, vectors: int, lanes: int, *, by_columns: bool) -> Any:
             block = builder.append_basic_block(f"rows{r}")
             choice.add_case(count(r), block)
             builder.position_at_end(block)
-            values = [a, b, *[write.constant(0.0)] * (r * vectors)]
+            places = [write.opaque(write.at(a, builder.mul(a_step, count(_GROUP * g)))) for g in range(known(r))]
+            values = [b, *places, *[write.constant(0.0)] * (r * vectors)]
             values = repeat(builder, builder.sdiv(depth, count(_UNROLL)), values, times(_UNROLL, r))
-            _, _, *sums = repeat(builder, builder.srem(depth, count(_UNROLL)), values, times(1, r))
+            values = repeat(builder, builder.srem(depth, count(_UNROLL)), values, times(1, r))
+            sums = values[1 + known(r) :]
             for i in range(r):
                 addend = row_of(write.at(e, builder.mul(e_step, count(i))))
                 place = write.at(c, builder.mul(c_step, count(i)))
