@@ -175,6 +175,7 @@ def measure(options: Any) -> dict[str, Any]:
         "threads": options.threads,
         "environment": environment(options.threads),
         "per_second": machine["per_second"],
+        "kernels": machine["kernels"],
         "startup_seconds": measure_startup(1 if options.tiny else 9),
         "workloads": {},
         "measurements": [],

@@ -13,7 +13,7 @@ from xpformer.analysis.peak import measured_peak, step_flops
 from xpformer.backend import get_backend
 from xpformer.generation import Sampling, generate_tokens
 from xpformer.training import Trainer
-from xpformer.training.environment import usable_cores
+from xpformer.training.environment import blas_kernels, environment_manifest, usable_cores
 
 
 class Training(Library):
@@ -65,12 +65,14 @@ class Machine(Library):
         self.tiny = job["tiny"]
 
     def step(self) -> dict[str, Any]:
-        """FLOP/s of products of matrices, bytes/s of a matrix read by a product with a vector; the workloads' needs."""
+        """FLOP/s of products of matrices, bytes/s of a matrix read by a product with a vector; whose kernels of BLAS
+        they are; the workloads' needs."""
         rates = {
             "flops": max(measured_peak(usable_cores()) for _ in range(1 if self.tiny else 5)),
             "bytes": _reading(1 << (20 if self.tiny else 26)),
         }
-        return {"per_second": rates, "needs": {name: self._needs(work) for name, work in self.work.items()}}
+        needs = {name: self._needs(work) for name, work in self.work.items()}
+        return {"per_second": rates, "kernels": sorted(blas_kernels(environment_manifest())), "needs": needs}
 
     def _needs(self, work: Workload) -> dict[str, int]:
         """FLOPs of the matrix products of a step; or the bytes of weights that a text reads, all but the positions."""

@@ -183,11 +183,11 @@ def read(paths: Sequence[Path]) -> dict[str, Any]:
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
             names = set(document["workloads"]) | {r["workload"] for r in document["measurements"]}
-            machine = (document["cpu"], document["threads"])
+            machine = _machine(document)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path}: is no result of benchmarks/cpu.py: {type(error).__name__}: {error}") from error
-        if whole and machine != (whole["cpu"], whole["threads"]):
-            raise DataError(f"{path}: was measured on {machine}, {paths[0]} on {(whole['cpu'], whole['threads'])}")
+        if whole and machine != _machine(whole):
+            raise DataError(f"{path}: was measured on {machine}, {paths[0]} on {_machine(whole)}")
         kept = [r for r in whole.get("measurements", []) if r["workload"] not in names]
         whole = {
             **whole,
@@ -197,6 +197,11 @@ def read(paths: Sequence[Path]) -> dict[str, Any]:
             "scaling": document.get("scaling") or whole.get("scaling", []),
         }
     return whole
+
+
+def _machine(document: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Processor, threads and kernels of BLAS."""
+    return (document["cpu"], document["threads"], *document.get("kernels", ()))
 
 
 def startup(seconds: Sequence[float]) -> str:
