@@ -17,9 +17,11 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 from tests.readonly import ReadOnlyBackend  # noqa: E402
+from tests.training.faults import Faults  # noqa: E402
 from xpformer.backend import Backend, Deviation, get_backend  # noqa: E402
 from xpformer.errors import BackendError  # noqa: E402
 from xpformer.rng import host_generator  # noqa: E402
+from xpformer.training import fs  # noqa: E402
 
 MATRIX = ("readonly", "numpy", "numpy:fast", "numpy:portable", "strict", "torch", "jax", "cupy")
 """Every operation, layer and model runs through these; ``readonly`` is NumPy with all arrays frozen."""
@@ -100,6 +102,12 @@ def portable() -> Backend:
 def rng() -> np.random.Generator:
     """Random numbers, the same in every run."""
     return host_generator(0, "tests")
+
+
+@pytest.fixture
+def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are written without waiting for the disk: the same calls, many times as fast."""
+    monkeypatch.setattr(fs, "_call", Faults())
 
 
 @pytest.fixture(scope="session")

@@ -140,9 +140,11 @@ def test_a_nan_in_attention_is_not_lost(fast: Backend) -> None:
 
 
 def test_long_contexts_keep_no_scores_here_either(fast: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that the compiled pair covers, and those that it does not: a mask that hides keys."""
     monkeypatch.setattr(attention_tiled, "LONG", {True: 16, False: 16})
-    q = np.ones((1, 4, 1, 2), F)
-    assert fast.pair(OPERATIONS["attention"], (q, q, q), {}).name == "tiled"
+    q, mask = np.ones((1, 4, 1, 2), F), np.ones((4, 4), np.bool_)
+    assert fast.pair(OPERATIONS["attention"], (q, q, q), {}).name == "tiles"
+    assert fast.pair(OPERATIONS["attention"], (q, q, q, mask), {}).name == "tiled"
 
 
 @pytest.mark.parametrize("first", [0, 2**31])

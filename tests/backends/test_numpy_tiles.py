@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from xpformer.functional.dropout import keep_mask
 from xpformer.rng import MaskKey
 from xpformer.training.parallel import Workers
 from xpformer_numpy.fast import _jit, _tile, product_loops
+from xpformer_numpy.fast import attention as tiles_of_attention
 from xpformer_numpy.fast._lanes import LANES, address_of
 
 F = np.float32
@@ -175,10 +177,18 @@ ATTENTION: list[tuple[Any, ...]] = [
 ]
 
 
+@pytest.fixture(params=[1, 16, None], ids=lambda n: f"{n or 'all'} at once")
+def queries(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many queries are computed at once."""
+    if request.param is not None:
+        monkeypatch.setattr(tiles_of_attention, "_ROOM", 0)
+        monkeypatch.setattr(tiles_of_attention, "_LEAST", request.param)
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize(("query", "keys", "width", "causal", "mask"), ATTENTION, ids=str)
 def test_attention_of_any_shape(
-    fast: Backend, query: Any, keys: int, width: int, causal: bool, mask: Any, dropout: float
+    fast: Backend, queries: None, query: Any, keys: int, width: int, causal: bool, mask: Any, dropout: float
 ) -> None:
     key, value = (*query[:-3], keys, *query[-2:]), (*query[:-3], keys, query[-2], width)
     q, k, v, dy = draw(query, key, value, (*query[:-1], width))
@@ -207,7 +217,7 @@ def test_heads_may_lie_anywhere(fast: Backend) -> None:
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_weights_are_dropped_by_the_bits_of_every_backend(fast: Backend, causal: bool) -> None:
+def test_weights_are_dropped_by_the_bits_of_every_backend(fast: Backend, queries: None, causal: bool) -> None:
     q, k = draw((5, 4, 2, 6), (5, 4, 2, 6))
     v = np.broadcast_to(np.eye(4, dtype=F)[:, None], (5, 4, 2, 4))
     options = {"causal": causal, "dropout": 0.4, "dropout_key": KEY}
@@ -231,7 +241,22 @@ def test_rows_that_do_not_begin_at_a_number(fast: Backend) -> None:
     assert wrong(attention, fast.pair(attention, arrays, {}), (*arrays, None), dy) == []
 
 
-def test_a_query_that_is_not_finite_reaches_no_key_that_it_cannot_see(fast: Backend) -> None:
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_memory_of_a_long_text_is_no_square(fast: Backend, causal: bool) -> None:
+    length = 4096
+    q, k, v, dy = draw(*[(1, length, 1, 16)] * 4)
+    pair = fast.pair(attention, (q, k, v), {"causal": causal})
+    assert pair.name == "tiles"
+    pair.backward(dy[:, :2], pair.forward(q[:, :2], k[:, :2], v[:, :2])[1])  # compiled
+    tracemalloc.start()
+    _, saved = pair.forward(q, k, v, causal=causal)
+    pair.backward(dy, saved)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4 * length**2 / 10
+
+
+def test_a_query_that_is_not_finite_reaches_no_key_that_it_cannot_see(fast: Backend, queries: None) -> None:
     q, k, v, dy = draw(*[(1, 40, 1, 8)] * 4)
     q[0, 20] = np.nan
     y, saved = fast.pair(attention, (q, k, v), {"causal": True}).forward(q, k, v, causal=True)

@@ -16,22 +16,18 @@ from transformers import AutoImageProcessor, AutoTokenizer, GPT2LMHeadModel, ViT
 
 import xpformer
 from tests.interop import theirs
-from tests.training.faults import Faults
 from tests.training.runs import begin, outcome
 from xpformer.analysis.measure import HUGGING_FACE, equal
 from xpformer.generation import Sampling, generate
-from xpformer.training import checkpoint, fs
+from xpformer.training import checkpoint
 from xpformer.training.predict import model_input
 from xpformer.training.recipe import list_recipes
 from xpformer.training.session import resume, start
 from xpformer.training.trained import load_trained
 
+pytestmark = pytest.mark.usefixtures("no_fsync")
+
 STEPS = ("steps=6", "evaluate_every=3", "checkpoint_every=0")
-
-
-@pytest.fixture(autouse=True)
-def _no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fs, "_call", Faults())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

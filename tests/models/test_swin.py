@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.training.faults import Faults
 from tests.training.runs import begin, differences, outcome
 from xpformer import initializers as init
 from xpformer.analysis.measure import BACKENDS, equal, magnitude, same_bits
@@ -19,7 +18,6 @@ from xpformer.layers import Context
 from xpformer.models.swin import PRESETS, Swin, SwinConfig
 from xpformer.models.tuning import Tuning, carry_over, check_change, tune
 from xpformer.rng import host_generator
-from xpformer.training import fs
 from xpformer.training.session import resume
 
 GOLDEN = {
@@ -144,12 +142,7 @@ def recipe():
 '''
 
 
-@pytest.fixture
-def _no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fs, "_call", Faults())
-
-
-@pytest.mark.usefixtures("_no_fsync")
+@pytest.mark.usefixtures("no_fsync")
 def test_a_run_is_resumed_to_the_same_bits_and_recomputed_to_them(tmp_path: Path) -> None:
     whole = begin(tmp_path, text=RECIPE, name="whole")
     assert whole.train() == "finished"
@@ -162,7 +155,7 @@ def test_a_run_is_resumed_to_the_same_bits_and_recomputed_to_them(tmp_path: Path
     assert not differences(outcome(part.run), outcome(whole.run))
 
 
-@pytest.mark.usefixtures("_no_fsync")
+@pytest.mark.usefixtures("no_fsync")
 def test_threads_give_the_whole(tmp_path: Path) -> None:
     """Losses and weights in float64 but for rounding, with dropout and stochastic depth on both branches."""
     found = []

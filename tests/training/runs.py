@@ -19,6 +19,9 @@ from xpformer.training.session import Options, Reporter, Session, start
 
 ROOT = Path(__file__).parents[2]
 
+STEPS = ("steps=6", "evaluate_every=3", "checkpoint_every=0")
+"""Settings of a short run."""
+
 RECIPE = '''"""Three classes of 6x6 images, a bright band each: 96 to train, 30 to choose, 24 to test."""
 
 import numpy as np
@@ -66,6 +69,16 @@ def begin(folder: Path, *changes: str, name: str = "run", text: str = RECIPE, **
     """A new run of the small recipe in ``folder / name``."""
     options = {"threads": 1, "out": folder / name, **options}
     return start(str(recipe_file(folder, text)), Options(**options), changes=changes)
+
+
+def begin_and_stop(folder: Path) -> Session:
+    session = begin(folder, *STEPS, name="stopped")
+    session.train(max_steps=0)
+    return session
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def records(run: Run, *events: str) -> list[dict[str, object]]:

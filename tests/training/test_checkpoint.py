@@ -17,18 +17,15 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from tests.training.faults import Faults, content, same, save
+from tests.training.faults import content, same, save
 from xpformer.errors import CheckpointError
 from xpformer.rng import host_generator
 from xpformer.training import checkpoint, fs
 
+pytestmark = pytest.mark.usefixtures("no_fsync")
+
 FILES = ["MANIFEST.json", "config.json", "model.safetensors", "optimizer.safetensors", "state.json"]
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX files")
-
-
-@pytest.fixture(autouse=True)
-def _no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fs, "_call", Faults())
 
 
 @pytest.fixture

@@ -19,17 +19,14 @@ from xpformer.errors import CheckpointError
 from xpformer.rng import host_generator
 from xpformer.training import checkpoint, fs
 
+pytestmark = pytest.mark.usefixtures("no_fsync")
+
 ROOT = Path(__file__).parents[2]
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
 
 
 def worker(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "tests.training.faults", *map(str, arguments)]
-
-
-@pytest.fixture(autouse=True)
-def _no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fs, "_call", Faults())
 
 
 def names(directory: Path) -> list[str]:

@@ -23,17 +23,14 @@ from xpformer.training.run import Run
 from xpformer.training.session import Session, resume
 from xpformer.training.signals import Interrupted
 
+pytestmark = pytest.mark.usefixtures("no_fsync")
+
 ROOT = Path(__file__).parents[2]
 VARIANTS = {
     "adamw": (),
     "sgd, no average": ("optimizer=sgd", "ema=0", "schedule=wsd", "lr=0.05"),
     "log_every": ("log_every=7", "checkpoint_every=0", "keep=1"),
 }
-
-
-@pytest.fixture(autouse=True)
-def _no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fs, "_call", Faults())
 
 
 @pytest.fixture(scope="module")

@@ -14,14 +14,11 @@ from xpformer.cli import main
 from xpformer.training import fs
 from xpformer.training.session import Session, resume
 
+pytestmark = pytest.mark.usefixtures("no_fsync")
+
 STEPS, LR = 20, 3e-3
 # the uniform initial values give every parameter a gradient from the first step on: Adam would magnify mere rounding
 TEXT = RECIPE.replace('"tiny", depth=1', '"tiny", depth=1, init="uniform"')
-
-
-@pytest.fixture(autouse=True)
-def _no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fs, "_call", Faults())
 
 
 def run(folder: Path, name: str, backend: str = "numpy") -> Session:

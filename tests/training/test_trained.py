@@ -8,20 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.faults import Faults
 from tests.training.runs import begin, records
 from xpformer.errors import CheckpointError, ConfigError, RunError
-from xpformer.training import fs
 from xpformer.training import trained as trained_module
 from xpformer.training.session import resume
 from xpformer.training.trained import evaluate_run, load_trained, record_test_images
 
+pytestmark = pytest.mark.usefixtures("no_fsync")
+
 STEPS = ("steps=6", "evaluate_every=3", "checkpoint_every=0")
-
-
-@pytest.fixture(autouse=True)
-def _no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fs, "_call", Faults())
 
 
 def test_each_use_of_the_test_split_is_logged_and_survives_a_resume(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from tests.conftest import backend_or_skip
-from tests.training.faults import Faults
 from tests.training.test_parallel import all_weights, gradients, image_data, trainer
 from xpformer.analysis.measure import difference, magnitude
 from xpformer.errors import CheckpointError
@@ -20,12 +19,9 @@ from xpformer.layers import Context, Observer
 from xpformer.models.vit import ViT, ViTConfig
 from xpformer.optim import AdamW
 from xpformer.rng import Rng
-from xpformer.training import checkpoint, fs
+from xpformer.training import checkpoint
 
-
-@pytest.fixture(autouse=True)
-def _no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fs, "_call", Faults())
+pytestmark = pytest.mark.usefixtures("no_fsync")
 
 
 def test_a_step_by_hand() -> None:

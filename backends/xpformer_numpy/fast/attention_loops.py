@@ -44,50 +44,58 @@ def step_of(x: Any) -> Any:
 
 
 @inlined
-def scores(x: Any, n: Any, h: Any, panels: Any, zeros: Any, to: Any, room: Any, keys: Any, seen: Any) -> None:
-    """``x Kᵀ`` of a head, K in panels, to rows with room for ``room`` numbers; only what queries see."""
-    rows, depth = x.shape[2], x.shape[3]
-    start, tiles = 0, tiles_of(rows)
+def scores(
+    x: Any, n: Any, h: Any, begin: Any, end: Any, panels: Any, zeros: Any, to: Any, room: Any, keys: Any, seen: Any
+) -> None:  # fmt: skip
+    """``x Kᵀ`` of some queries, K in panels, to rows with room for ``room`` numbers; only what they see."""
+    start, tiles = begin, tiles_of(end - begin)
     for tile in range(tiles):
-        number = share(rows - start, tiles - tile)
+        number = share(end - start, tiles - tile)
         stop = min(keys, seen + start + number - 1)
         for j in range(0, stop, COLUMNS):
             tile_by_rows(
                 number, place(x, n, h, start), step_of(x), address_of(panels, j * panels.shape[1]), COLUMNS,
-                to + 4 * (start * room + j), room, address_of(zeros, 0), 0, depth, min(COLUMNS, room - j),
+                to + 4 * ((start - begin) * room + j), room, address_of(zeros, 0), 0, x.shape[3],
+                min(COLUMNS, room - j),
             )  # fmt: skip
         start += number
 
 
 @inlined
-def means(p: Any, room: Any, x: Any, n: Any, h: Any, zeros: Any, y: Any, seen: Any) -> None:
-    """``y = P x`` of a head."""
-    rows, keys, depth = y.shape[2], x.shape[2], x.shape[3]
-    start, tiles = 0, tiles_of(rows)
+def means(
+    p: Any, room: Any, x: Any, n: Any, h: Any, begin: Any, end: Any, zeros: Any, y: Any, seen: Any
+) -> None:  # fmt: skip
+    """``y = P x`` of some queries."""
+    keys, depth = x.shape[2], x.shape[3]
+    start, tiles = begin, tiles_of(end - begin)
     for tile in range(tiles):
-        number = share(rows - start, tiles - tile)
+        number = share(end - start, tiles - tile)
         stop = min(keys, seen + start + number - 1)
         for j in range(0, depth, COLUMNS):
             tile_by_rows(
-                number, p + 4 * start * room, room, place(x, n, h, 0) + 4 * j, step_of(x),
+                number, p + 4 * (start - begin) * room, room, place(x, n, h, 0) + 4 * j, step_of(x),
                 place(y, n, h, start) + 4 * j, step_of(y), address_of(zeros, 0), 0, stop, min(COLUMNS, depth - j),
             )  # fmt: skip
         start += number
 
 
 @inlined
-def transposed_means(p: Any, room: Any, x: Any, n: Any, h: Any, zeros: Any, y: Any, seen: Any) -> None:
-    """``y = Pᵀ x`` of a head, of each key the queries that may see it."""
-    keys, rows, depth = y.shape[2], x.shape[2], x.shape[3]
+def add_transposed_means(
+    p: Any, room: Any, x: Any, n: Any, h: Any, begin: Any, end: Any, zeros: Any, y: Any, seen: Any
+) -> None:  # fmt: skip
+    """``y += Pᵀ x`` of some queries, of each key those that may see it; ``y =`` of the first that may."""
+    keys, depth = y.shape[2], x.shape[3]
     start, tiles = 0, tiles_of(keys)
     for tile in range(tiles):
         number = share(keys - start, tiles - tile)
-        first = max(0, start - seen + 1)
-        for j in range(0, depth, COLUMNS):
+        sees = max(0, start - seen + 1)
+        first = max(begin, sees)
+        for j in range(0, depth if first < end else 0, COLUMNS):
+            to = place(y, n, h, start) + 4 * j
+            addend, step = (address_of(zeros, 0), 0) if sees >= begin else (to, step_of(y))
             tile_by_columns(
-                number, p + 4 * (first * room + start), room, place(x, n, h, first) + 4 * j, step_of(x),
-                place(y, n, h, start) + 4 * j, step_of(y), address_of(zeros, 0), 0, rows - first,
-                min(COLUMNS, depth - j),
+                number, p + 4 * ((first - begin) * room + start), room, place(x, n, h, first) + 4 * j, step_of(x),
+                to, step_of(y), addend, step, end - first, min(COLUMNS, depth - j),
             )  # fmt: skip
         start += number
 
@@ -123,9 +131,9 @@ def fetch_to_write(x: Any, n: Any, h: Any, i: Any) -> None:
 
 
 @inlined
-def keep_weights(keep: Any, first: Any, word0: Any, word1: Any, least: Any, seen: Any) -> None:
-    """Which weights (T, S) of a head are kept: :mod:`xpformer.functional.random_bits` from index ``first`` on."""
-    rows, keys = keep.shape
+def keep_weights(keep: Any, rows: Any, first: Any, word0: Any, word1: Any, least: Any, seen: Any) -> None:
+    """Which weights of some queries are kept: :mod:`xpformer.functional.random_bits` from index ``first`` on."""
+    keys = keep.shape[1]
     for i in range(rows):
         start = np.uint32(first + np.uint32(i * keys))
         for j in range(min(keys, seen + i)):
@@ -134,9 +142,9 @@ def keep_weights(keep: Any, first: Any, word0: Any, word1: Any, least: Any, seen
 
 
 @inlined
-def drop(x: Any, keep: Any, scale: Any, y: Any, seen: Any) -> None:
+def drop(x: Any, keep: Any, rows: Any, scale: Any, y: Any, seen: Any) -> None:
     """``y = scale x`` where ``keep``, else 0, of rows with room for whole registers; y may be x."""
-    rows, keys = keep.shape
+    keys = keep.shape[1]
     for i in range(rows):
         stop = min(keys, seen + i)
         for j in range(stop):
@@ -147,32 +155,33 @@ def drop(x: Any, keep: Any, scale: Any, y: Any, seen: Any) -> None:
 
 @inlined
 def weights(
-    q: Any, k: Any, n: Any, h: Any, bias: Any, own: Any, scale: Any, seen: Any, zeros: Any, panels: Any, numbers: Any,
-    p: Any, a: Any, b: Any, c: Any, d: Any,
+    q: Any, k: Any, n: Any, h: Any, begin: Any, end: Any, bias: Any, own: Any, scale: Any, seen: Any, zeros: Any,
+    panels: Any, numbers: Any, p: Any, a: Any, b: Any, c: Any, d: Any,
 ) -> None:  # fmt: skip
-    """``P = softmax(s Q Kᵀ + b)`` of a head, matrix ``own`` of the bias, if there is one.
+    """``P = softmax(s Q Kᵀ + b)`` of a head's queries from ``begin`` to ``end``, matrix ``own`` of the bias, if there is
+    one.
 
     ``numbers`` has one for each row.  Of the next head, rows of a, b and c are asked for, and of d to be written.
     """
     rows, keys, room, z = q.shape[2], k.shape[2], p.shape[1], address_of(p, 0)
-    pack_transposed(k[n, h], panels)
-    scores(q, n, h, panels, zeros, z, room, keys, seen)
-    for i in range(rows):
-        stop, row = min(keys, seen + i), z + 4 * i * room
+    scores(q, n, h, begin, end, panels, zeros, z, room, keys, seen)
+    for i in range(begin, end):
+        stop, row = min(keys, seen + i), z + 4 * (i - begin) * room
         fetch(a, n, h, i)
         fetch(b, n, h, i)
         if len(bias):
             address = address_of(bias, (own * rows + i) * keys)
-            numbers[i] = biased_peak_of_row(row, registers_of(stop, room), stop, scale, address)
+            numbers[i - begin] = biased_peak_of_row(row, registers_of(stop, room), stop, scale, address)
         else:
-            numbers[i] = peak_of_row(row, registers_of(stop, room), stop, scale)
-    for i in range(rows):
+            numbers[i - begin] = peak_of_row(row, registers_of(stop, room), stop, scale)
+    for i in range(begin, end):
         fetch(c, n, h, i)
-        numbers[i] = exponentials_of_row(z + 4 * i * room, registers_of(min(keys, seen + i), room), numbers[i])
-    for i in range(rows):
+        row, registers = z + 4 * (i - begin) * room, registers_of(min(keys, seen + i), room)
+        numbers[i - begin] = exponentials_of_row(row, registers, numbers[i - begin])
+    for i in range(begin, end):
         fetch_to_write(d, n, h, i)
         stop = min(keys, seen + i)
-        scale_row(z + 4 * i * room, registers_of(stop, room), stop, numbers[i])
+        scale_row(z + 4 * (i - begin) * room, registers_of(stop, room), stop, numbers[i - begin])
 
 
 @loop(
@@ -185,31 +194,35 @@ def attend(
 ) -> None:  # fmt: skip
     """``P = softmax(s Q Kᵀ + b)``, ``Y = R V`` with R = P, dropped if ``keep`` is not empty.
 
-    Query i sees ``seen + i`` keys.  The bias (P, T, S), of matrix i number (first + i) modulo P, or none.  p (T, S and
-    room for whole registers), keep (T, S), numbers (T) and panels are memory for one head's.
+    Query i sees ``seen + i`` keys.  The bias (P, T, S), of matrix i number (first + i) modulo P, or none.  p (R, S and
+    room for whole registers), keep (R, S), numbers (R) and panels are memory for R queries of a head: so many at once.
     """
     wide_vectors()
     count, heads, rows, _ = q.shape
-    keys = k.shape[2]
+    keys, room, at = k.shape[2], p.shape[1], address_of(p, 0)
     for n in range(count):
         for h in range(heads):
             here = n * heads + h
             own = (first + here) % max(1, len(bias))
-            weights(q, k, n, h, bias, own, scale, seen, zeros, panels, numbers, p, q, k, v, y)
-            if keep.size:
-                keep_weights(keep, np.uint32(index + np.uint32(here * rows * keys)), word0, word1, least, seen)
-                drop(p, keep, keep_scale, p, seen)
-            means(address_of(p, 0), p.shape[1], v, n, h, zeros, y, seen)
+            pack_transposed(k[n, h], panels)
+            for begin in range(0, rows, len(p)):
+                end = min(rows, begin + len(p))
+                weights(q, k, n, h, begin, end, bias, own, scale, seen, zeros, panels, numbers, p, q, k, v, y)
+                if keep.size:
+                    element = np.uint32(index + np.uint32((here * rows + begin) * keys))
+                    keep_weights(keep, end - begin, element, word0, word1, least, seen + begin)
+                    drop(p, keep, end - begin, keep_scale, p, seen + begin)
+                means(at, room, v, n, h, begin, end, zeros, y, seen)
 
 
 @loop(
-    HEADS, HEADS, HEADS, HEADS, R3, COUNT, NUMBER, COUNT, R1, W3, W1, W2, WORD, WORD, WORD, WORD, NUMBER, FLAGS, W2,
+    HEADS, HEADS, HEADS, HEADS, R3, COUNT, NUMBER, COUNT, R1, W3, W3, W1, W2, WORD, WORD, WORD, WORD, NUMBER, FLAGS, W2,
     HEADS_OUT, HEADS_OUT, HEADS_OUT, W3, types.boolean, types.boolean, types.boolean, types.boolean, before=load,
 )  # fmt: skip
 def attend_gradient(
     dy: Any, q: Any, k: Any, v: Any, bias: Any, first: Any, scale: Any, seen: Any, zeros: Any, panels: Any,
-    numbers: Any, p: Any, index: Any, word0: Any, word1: Any, least: Any, keep_scale: Any, keep: Any, dz: Any, dq: Any,
-    dk: Any, dv: Any, dbias: Any, want_q: Any, want_k: Any, want_v: Any, want_bias: Any,
+    v_panels: Any, numbers: Any, p: Any, index: Any, word0: Any, word1: Any, least: Any, keep_scale: Any, keep: Any,
+    dz: Any, dq: Any, dk: Any, dv: Any, dbias: Any, want_q: Any, want_k: Any, want_v: Any, want_bias: Any,
 ) -> None:  # fmt: skip
     """``dV = Rᵀ dY``, ``dR = dY Vᵀ``, ``dZ = s P (dP - rowsum(dP P))``, ``dQ = dZ K``, ``dK = dZᵀ Q``; db is added to.
 
@@ -218,37 +231,45 @@ def attend_gradient(
     wide_vectors()
     count, heads, rows, _ = q.shape
     keys, room, at, to = k.shape[2], dz.shape[1], address_of(p, 0), address_of(dz, 0)
+    want_z = want_q or want_k or want_bias
     for n in range(count):
         for h in range(heads):
             here = n * heads + h
             own = (first + here) % max(1, len(bias))
-            weights(q, k, n, h, bias, own, scale, seen, zeros, panels, numbers, p, dy, v, q, dv)
-            if keep.size:
-                keep_weights(keep, np.uint32(index + np.uint32(here * rows * keys)), word0, word1, least, seen)
-                drop(p, keep, keep_scale, dz, seen)
-            if want_v:
-                transposed_means(to if keep.size else at, room, dy, n, h, zeros, dv, seen)
-            if not (want_q or want_k or want_bias):
-                continue
-            pack_transposed(v[n, h], panels)
-            scores(dy, n, h, panels, zeros, to, room, keys, seen)
-            if keep.size:
-                drop(dz, keep, keep_scale, dz, seen)
-            for i in range(rows):
-                stop, line = min(keys, seen + i), 4 * i * room
-                fetch(k, n, h, i)
-                numbers[i] = projection_of_row(to + line, at + line, registers_of(stop, room), stop)
-            for i in range(rows):
-                stop, line = min(keys, seen + i), 4 * i * room
-                registers = registers_of(stop, room)
-                fetch_to_write(dq, n, h, i)
-                fetch_to_write(dk, n, h, i)
-                if want_bias:
-                    address = address_of(dbias, (own * rows + i) * keys)
-                    biased_gradient_of_row(to + line, at + line, registers, stop, scale, numbers[i], address)
-                else:
-                    gradient_of_row(to + line, at + line, registers, stop, scale, numbers[i])
-            if want_q:
-                means(to, room, k, n, h, zeros, dq, seen)
-            if want_k:
-                transposed_means(to, room, q, n, h, zeros, dk, seen)
+            pack_transposed(k[n, h], panels)
+            if want_z:
+                pack_transposed(v[n, h], v_panels)
+            for begin in range(0, rows, len(p)):
+                end = min(rows, begin + len(p))
+                weights(q, k, n, h, begin, end, bias, own, scale, seen, zeros, panels, numbers, p, dy, v, q, dv)
+                if keep.size:
+                    element = np.uint32(index + np.uint32((here * rows + begin) * keys))
+                    keep_weights(keep, end - begin, element, word0, word1, least, seen + begin)
+                    drop(p, keep, end - begin, keep_scale, dz, seen + begin)
+                if want_v:
+                    add_transposed_means(to if keep.size else at, room, dy, n, h, begin, end, zeros, dv, seen)
+                if not want_z:
+                    continue
+                scores(dy, n, h, begin, end, v_panels, zeros, to, room, keys, seen)
+                if keep.size:
+                    drop(dz, keep, end - begin, keep_scale, dz, seen + begin)
+                for i in range(begin, end):
+                    stop, line = min(keys, seen + i), 4 * (i - begin) * room
+                    fetch(k, n, h, i)
+                    numbers[i - begin] = projection_of_row(to + line, at + line, registers_of(stop, room), stop)
+                for i in range(begin, end):
+                    stop, line = min(keys, seen + i), 4 * (i - begin) * room
+                    registers = registers_of(stop, room)
+                    fetch_to_write(dq, n, h, i)
+                    fetch_to_write(dk, n, h, i)
+                    if want_bias:
+                        address = address_of(dbias, (own * rows + i) * keys)
+                        biased_gradient_of_row(
+                            to + line, at + line, registers, stop, scale, numbers[i - begin], address
+                        )
+                    else:
+                        gradient_of_row(to + line, at + line, registers, stop, scale, numbers[i - begin])
+                if want_q:
+                    means(to, room, k, n, h, begin, end, zeros, dq, seen)
+                if want_k:
+                    add_transposed_means(to, room, q, n, h, begin, end, zeros, dk, seen)

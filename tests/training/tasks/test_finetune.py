@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.training.faults import Faults
 from tests.training.runs import begin, differences, outcome
 from tests.training.tasks import test_text
 from xpformer import load
@@ -22,19 +21,15 @@ from xpformer.generation import generate
 from xpformer.interop.pretrained import open_assets
 from xpformer.models.tuning import merged_state
 from xpformer.rng import host_generator
-from xpformer.training import fs
 from xpformer.training.session import Options, Session, resume, start
 from xpformer.training.trained import evaluate_run, load_trained
+
+pytestmark = pytest.mark.usefixtures("no_fsync")
 
 Image = pytest.importorskip("PIL.Image", reason="needs Pillow")
 
 TEXT = "".join("abc de.\n"[i] for i in host_generator(0, "text").integers(0, 8, 600))
 FEW = ("steps=6", "batch_size=4", "evaluate_every=3", "warmup_steps=0")
-
-
-@pytest.fixture(autouse=True)
-def _no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fs, "_call", Faults())
 
 
 @pytest.fixture(scope="module")

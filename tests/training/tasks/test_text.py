@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 
-from tests.training.faults import Faults
 from tests.training.runs import Watch, begin, differences, kill_at, outcome, records
 from xpformer.analysis import measure
 from xpformer.backend import get_backend
@@ -25,7 +24,7 @@ from xpformer.data.tokenizers import BytePairs, Characters
 from xpformer.errors import ConfigError, DataError, NonFiniteError, RunError
 from xpformer.models.gpt import GPTConfig
 from xpformer.rng import host_generator
-from xpformer.training import TrainConfig, fs
+from xpformer.training import TrainConfig
 from xpformer.training.metrics import TextEvaluation
 from xpformer.training.recipe import Recipe, settings_from_dict
 from xpformer.training.session import Options, make_trainer, resume
@@ -41,6 +40,8 @@ from xpformer.models.gpt import GPTConfig
 from xpformer.rng import host_generator
 from xpformer.training import Recipe, TrainConfig
 from xpformer.training.tasks.text import TEXT, TextConfig, TextSettings
+
+pytestmark = pytest.mark.usefixtures("no_fsync")
 
 WORDS = ("abc", "bca", "cab", "ace")
 
@@ -60,11 +61,6 @@ def recipe():
     data = TextConfig(validation=0.2, test=0.1, samples=2, sample_tokens=9)
     return Recipe("words", "words", {"tiny": TextSettings(model, train, data)}, "tiny", load, task=TEXT)
 '''
-
-
-@pytest.fixture(autouse=True)
-def _no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fs, "_call", Faults())
 
 
 def words(**options: Any) -> TextData:
