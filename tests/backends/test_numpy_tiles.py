@@ -10,7 +10,8 @@ import pytest
 
 pytest.importorskip("numba", reason='the extra "fast" brings Numba')
 
-from numba import njit
+from numba import njit, types
+from numba.extending import intrinsic
 
 from xpformer.analysis.measure import relative, right_in_float32
 from xpformer.backend import Backend, get_backend
@@ -21,7 +22,7 @@ from xpformer.rng import MaskKey
 from xpformer.training.parallel import Workers
 from xpformer_numpy.fast import _jit, _tile, product_loops
 from xpformer_numpy.fast import attention as tiles_of_attention
-from xpformer_numpy.fast._lanes import LANES, address_of
+from xpformer_numpy.fast._lanes import LANES, address_of, transposed_code
 
 F = np.float32
 KEY = MaskKey(0x9E3779B9, 0x7F4A7C15, first_sample=3)
@@ -161,6 +162,29 @@ def test_tiles_of_every_size_and_nothing_beside_them(rows: int, lanes: int, by_c
                 assert np.allclose(c[:number, :width], a @ b[:, :width] + e, atol=1e-5)
                 assert (c[number:] == 7.0).all()
                 assert (c[:, width:] == 7.0).all()
+
+
+@pytest.mark.parametrize("lanes", [4, 8, LANES])
+def test_blocks_of_every_size_are_transposed_and_nothing_beside_them(lanes: int) -> None:
+    def transpose(_context: Any, x: Any, x_step: Any, y: Any, y_step: Any, rows: Any, columns: Any) -> Any:
+        return types.none(*[types.int64] * 6), transposed_code(lanes)
+
+    move = intrinsic(transpose)
+
+    @njit
+    def run(x: Any, y: Any, rows: int, columns: int) -> None:
+        move(address_of(x, 0), x.shape[1], address_of(y, 0), y.shape[1], rows, columns)
+
+    for rows in range(lanes + 1):
+        for columns in range(1, lanes + 1):
+            (x,) = draw((lanes, columns + 1))
+            x[rows:] = np.nan  # never read: what is not there is 0
+            y = np.full((lanes + 1, lanes + 3), 7.0, F)
+            run(x, y, rows, columns)
+            assert np.array_equal(y[:columns, :rows], x[:rows, :columns].T)
+            assert (y[:columns, rows:lanes] == 0.0).all()
+            assert (y[columns:] == 7.0).all()
+            assert (y[:, lanes:] == 7.0).all()
 
 
 ATTENTION: list[tuple[Any, ...]] = [

@@ -68,6 +68,10 @@ class Lanes:
         first = self.builder.insert_element(nothing, number, ir.Constant(BITS, 0))
         return self.builder.shuffle_vector(first, nothing, ir.Constant(self.integers, [0] * self.lanes))
 
+    def shuffle(self, a: Value, b: Value, order: list[int]) -> Value:
+        """The lanes of both, those of b being counted behind those of a, that ``order`` says."""
+        return self.builder.shuffle_vector(a, b, ir.Constant(self.integers, order))
+
     def first(self, width: Value) -> Value:
         """Flags of the first ``width`` lanes."""
         numbers = ir.Constant(self.integers, list(range(self.lanes)))
@@ -128,6 +132,59 @@ def repeat(builder: Any, times: Value, first: list[Value], body: Callable[[list[
     builder.branch(head)
     builder.position_at_end(after)
     return values
+
+
+def transposed_code(lanes: int) -> Any:
+    """What writes the code of ``y[k, j] = x[j, k]`` for j < rows, 0 for the other lanes, and k < columns.
+
+    Numbers of lanes that differ in one bit change places between the registers that differ in it, for each bit in turn:
+    log2 of ``lanes`` shuffles a register.
+    """
+
+    def code(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        x, x_step, y, y_step, rows, columns = arguments
+        write, numbers = Lanes(builder, lanes), range(lanes)
+
+        def move(whole: bool) -> None:
+            def flags(i: int, count_of: Value, width: Value) -> Value | None:
+                if whole:
+                    return None
+                return write.first(builder.select(builder.icmp_signed(">", count_of, count(i)), width, count(0)))
+
+            def place(start: Value, i: int, step: Value) -> Value:
+                return write.at(start, builder.mul(step, count(i)))
+
+            vectors = [write.load(place(x, i, x_step), flags(i, rows, columns)) for i in numbers]
+            bit = 1
+            while bit < lanes:
+                low = [lane if not lane & bit else lanes + lane - bit for lane in numbers]
+                high = [lane + bit if not lane & bit else lanes + lane for lane in numbers]
+                for i in numbers:
+                    if not i & bit:
+                        pair = vectors[i], vectors[i + bit]
+                        vectors[i], vectors[i + bit] = (write.shuffle(*pair, order) for order in (low, high))
+                bit *= 2
+            for i in numbers:
+                write.store(vectors[i], place(y, i, y_step), flags(i, columns, count(lanes)))
+
+        full = [builder.icmp_signed(">=", number, count(lanes)) for number in (rows, columns)]
+        with builder.if_else(builder.and_(*full)) as (then, otherwise):
+            with then:
+                move(whole=True)
+            with otherwise:
+                move(whole=False)
+        return context.get_dummy_value()
+
+    return code
+
+
+def _transpose(_context: Any, x: Any, x_step: Any, y: Any, y_step: Any, rows: Any, columns: Any) -> Any:
+    return types.none(*[types.int64] * 6), transposed_code(LANES)
+
+
+transpose: Any = intrinsic(_transpose)
+"""``y[k, j] = x[j, k]`` of at most :data:`LANES` rows and columns of x; each row of y is a register, whose lanes behind
+the last row of x become 0.  Arguments: address and step from row to row, in elements, of x and y; rows and columns."""
 
 
 def aligned(*shape: int) -> Any:

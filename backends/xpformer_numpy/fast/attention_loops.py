@@ -158,8 +158,7 @@ def weights(
     q: Any, k: Any, n: Any, h: Any, begin: Any, end: Any, bias: Any, own: Any, scale: Any, seen: Any, zeros: Any,
     panels: Any, numbers: Any, p: Any, a: Any, b: Any, c: Any, d: Any,
 ) -> None:  # fmt: skip
-    """``P = softmax(s Q Kᵀ + b)`` of a head's queries from ``begin`` to ``end``, matrix ``own`` of the bias, if there is
-    one.
+    """``P = softmax(s Q Kᵀ + b)`` of a head's queries from ``begin`` to ``end``; b is matrix ``own``, or none.
 
     ``numbers`` has one for each row.  Of the next head, rows of a, b and c are asked for, and of d to be written.
     """

@@ -15,7 +15,15 @@ from numba import types
 
 from xpformer_numpy._common import Floats
 from xpformer_numpy.fast._jit import inlined, loop, reads, writes
-from xpformer_numpy.fast._lanes import address_of, aligned, prefetch, prefetch_to_write, wide_vectors
+from xpformer_numpy.fast._lanes import (
+    LANES,
+    address_of,
+    aligned,
+    prefetch,
+    prefetch_to_write,
+    transpose,
+    wide_vectors,
+)
 from xpformer_numpy.fast._tile import COLUMNS, load, share, tile_by_columns, tile_by_rows, tiles_of
 
 F = np.float32
@@ -59,15 +67,14 @@ def pack(weight: Any, panels: Any) -> None:
 def pack_transposed(weight: Any, panels: Any) -> None:
     """As :func:`pack`, of the transpose of W (N, K), whose rows may lie anywhere."""
     columns, depth = weight.shape
-    for p in range(len(panels)):
-        start = p * COLUMNS
-        width = min(COLUMNS, columns - start)
-        for j in range(width):
-            for k in range(depth):
-                panels[p, k, j] = weight[start + j, k]
-        for k in range(depth if width < COLUMNS else 0):
-            for j in range(width, COLUMNS):
-                panels[p, k, j] = F(0)
+    step = weight.strides[0] // 4
+    for start in range(0, len(panels) * COLUMNS, LANES):
+        to = address_of(panels, (start - start % COLUMNS) * panels.shape[1] + start % COLUMNS)
+        for k in range(0, depth, LANES):
+            transpose(
+                address_of(weight, start * step + k), step, to + 4 * k * COLUMNS, COLUMNS,
+                max(0, min(LANES, columns - start)), min(LANES, depth - k),
+            )  # fmt: skip
 
 
 @inlined
