@@ -36,8 +36,9 @@ def environment_manifest() -> dict[str, object]:
 
 
 def blas_kernels(manifest: Mapping[str, Any]) -> set[str]:
-    """The architectures whose kernels the BLAS libraries of a manifest take."""
-    return {str(library["architecture"]) for library in manifest["blas"]}
+    """The architectures whose kernels the BLAS libraries of a manifest take, as far as it tells."""
+    libraries = manifest.get("blas", [])
+    return {str(library.get("architecture")) for library in libraries if isinstance(library, dict)}
 
 
 def usable_cores() -> int:
