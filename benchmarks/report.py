@@ -186,7 +186,7 @@ def read(paths: Sequence[Path]) -> dict[str, Any]:
             machine = _machine(document)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path}: is no result of benchmarks/cpu.py: {type(error).__name__}: {error}") from error
-        if whole and machine != _machine(whole):
+        if whole and any(machine[key] != known for key, known in _machine(whole).items() if key in machine):
             raise DataError(f"{path}: was measured on {machine}, {paths[0]} on {_machine(whole)}")
         kept = [r for r in whole.get("measurements", []) if r["workload"] not in names]
         whole = {
@@ -199,9 +199,9 @@ def read(paths: Sequence[Path]) -> dict[str, Any]:
     return whole
 
 
-def _machine(document: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Processor, threads and kernels of BLAS."""
-    return (document["cpu"], document["threads"], *document.get("kernels", ()))
+def _machine(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Processor, threads and, in all but old documents, whose kernels BLAS takes."""
+    return {key: document[key] for key in ("cpu", "threads", "kernels") if key in document or key != "kernels"}
 
 
 def startup(seconds: Sequence[float]) -> str:

@@ -167,10 +167,10 @@ def test_a_wrong_option_is_one_line(
 
 
 def test_documents_of_one_machine_are_put_together(tmp_path: Path) -> None:
-    def write(name: str, machine: str, workload: str, label: str) -> Path:
+    def write(name: str, machine: str, workload: str, label: str, **more: Any) -> Path:
         measured = [{"workload": workload, "label": label}]
         document = {"cpu": machine, "threads": 2, "workloads": {workload: {}}, "measurements": measured, "scaling": []}
-        (tmp_path / name).write_text(json.dumps(document))
+        (tmp_path / name).write_text(json.dumps(document | more))
         return tmp_path / name
 
     first, second = write("1", "a", "W1", "old"), write("2", "a", "W3", "old")
@@ -180,5 +180,9 @@ def test_documents_of_one_machine_are_put_together(tmp_path: Path) -> None:
     assert list(whole["workloads"]) == ["W1", "W3"]
     with pytest.raises(DataError, match="was measured on"):
         report.read([first, other])
+    wide, narrow = (write(name, "a", "W2a", "new", kernels=[name]) for name in ("wide", "narrow"))
+    assert report.read([first, wide])["kernels"] == ["wide"]  # a document from before they were recorded
+    with pytest.raises(DataError, match="was measured on"):
+        report.read([wide, first, narrow])
     with pytest.raises(DataError, match="nothing to draw"):
         report.figure(whole, tmp_path / "a.png")

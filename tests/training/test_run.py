@@ -288,6 +288,12 @@ def test_environment_manifest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert str(Path.home()) not in text
 
 
+def test_kernels_of_blas_are_what_a_manifest_tells() -> None:
+    known, silent = {"name": "openblas", "architecture": "Zen"}, {"name": "mkl", "architecture": None}
+    assert environment.blas_kernels({"blas": [known, silent, {}, known]}) == {"Zen"}
+    assert not any(environment.blas_kernels(m) for m in ({}, {"blas": None}, {"blas": [silent, "openblas"]}))
+
+
 def test_environment_on_other_systems(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "cpuinfo").write_text("processor\t: 0\nmodel name\t: Test CPU @ 1 GHz\n")
     assert environment.cpu_name(tmp_path / "cpuinfo") == "Test CPU @ 1 GHz"

@@ -37,8 +37,8 @@ def environment_manifest() -> dict[str, object]:
 
 def blas_kernels(manifest: Mapping[str, Any]) -> set[str]:
     """The architectures whose kernels the BLAS libraries of a manifest take, as far as it tells."""
-    libraries = manifest.get("blas", [])
-    return {str(library.get("architecture")) for library in libraries if isinstance(library, dict)}
+    libraries = [library for library in manifest.get("blas") or [] if isinstance(library, dict)]
+    return {str(library["architecture"]) for library in libraries if library.get("architecture")}
 
 
 def usable_cores() -> int:

@@ -422,7 +422,8 @@ def resume(
     before = {"matmul_precision": "highest", "sharing": "batch", **run.manifest}
     keys = ("xpformer", "numpy", "backend", "matmul_precision", "pairs", "threads", "sharing", "cpu")
     changed = [key.replace("_", " ") for key in keys if now[key] != before.get(key)]
-    changed += ["kernels of BLAS"] if blas_kernels(now) != blas_kernels(before) else []
+    kernels = blas_kernels(now), blas_kernels(before)
+    changed += ["kernels of BLAS"] if all(kernels) and kernels[0] != kernels[1] else []
     between = sorted(_backends_between(run) - {str(run.manifest.get("backend"))})
     if changed:
         notes.append(f"the bits will differ from an uninterrupted run: {', '.join(changed)} changed since it began")

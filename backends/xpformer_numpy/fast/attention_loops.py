@@ -20,7 +20,7 @@ from xpformer_numpy.fast._rows import (
 )
 from xpformer_numpy.fast._tile import COLUMNS, ROWS, load, share, tile_by_columns, tile_by_rows, tiles_of
 from xpformer_numpy.fast.loops import mixed
-from xpformer_numpy.fast.product_loops import pack_transposed
+from xpformer_numpy.fast.product_loops import DEPTH, pack_transposed
 
 F = np.float32
 HEADS = types.Array(types.float32, 4, "A", readonly=True)
@@ -65,17 +65,20 @@ def scores(
 def means(
     p: Any, room: Any, x: Any, n: Any, h: Any, begin: Any, end: Any, zeros: Any, y: Any, seen: Any
 ) -> None:  # fmt: skip
-    """``y = P x`` of some queries."""
+    """``y = P x`` of some queries, a sum over many keys in pieces: one long chain of additions rounds more."""
     keys, depth = x.shape[2], x.shape[3]
     start, tiles = begin, tiles_of(end - begin)
     for tile in range(tiles):
         number = share(end - start, tiles - tile)
         stop = min(keys, seen + start + number - 1)
         for j in range(0, depth, COLUMNS):
-            tile_by_rows(
-                number, p + 4 * (start - begin) * room, room, place(x, n, h, 0) + 4 * j, step_of(x),
-                place(y, n, h, start) + 4 * j, step_of(y), address_of(zeros, 0), 0, stop, min(COLUMNS, depth - j),
-            )  # fmt: skip
+            to = place(y, n, h, start) + 4 * j
+            for k in range(0, stop, DEPTH):
+                addend, step = (address_of(zeros, 0), 0) if k == 0 else (to, step_of(y))
+                tile_by_rows(
+                    number, p + 4 * ((start - begin) * room + k), room, place(x, n, h, k) + 4 * j, step_of(x), to,
+                    step_of(y), addend, step, min(DEPTH, stop - k), min(COLUMNS, depth - j),
+                )  # fmt: skip
         start += number
 
 
@@ -154,6 +157,17 @@ def drop(x: Any, keep: Any, rows: Any, scale: Any, y: Any, seen: Any) -> None:
 
 
 @inlined
+def drop_weights(
+    p: Any, here: Any, begin: Any, end: Any, rows: Any, index: Any, word0: Any, word1: Any, least: Any, scale: Any,
+    keep: Any, y: Any, seen: Any,
+) -> None:  # fmt: skip
+    """``R``, to y, which may be p, of queries ``begin`` to ``end`` of head number ``here``."""
+    element = np.uint32(index + np.uint32((here * rows + begin) * keep.shape[1]))
+    keep_weights(keep, end - begin, element, word0, word1, least, seen + begin)
+    drop(p, keep, end - begin, scale, y, seen + begin)
+
+
+@inlined
 def weights(
     q: Any, k: Any, n: Any, h: Any, begin: Any, end: Any, bias: Any, own: Any, scale: Any, seen: Any, zeros: Any,
     panels: Any, numbers: Any, p: Any, a: Any, b: Any, c: Any, d: Any,
@@ -194,11 +208,12 @@ def attend(
     """``P = softmax(s Q Kᵀ + b)``, ``Y = R V`` with R = P, dropped if ``keep`` is not empty.
 
     Query i sees ``seen + i`` keys.  The bias (P, T, S), of matrix i number (first + i) modulo P, or none.  p (R, S and
-    room for whole registers), keep (R, S), numbers (R) and panels are memory for R queries of a head: so many at once.
+    room for whole registers), keep (R, S) and numbers (R) are memory for R queries, so many at once, and panels for the
+    keys of a head.
     """
     wide_vectors()
     count, heads, rows, _ = q.shape
-    keys, room, at = k.shape[2], p.shape[1], address_of(p, 0)
+    room, at = p.shape[1], address_of(p, 0)
     for n in range(count):
         for h in range(heads):
             here = n * heads + h
@@ -208,9 +223,7 @@ def attend(
                 end = min(rows, begin + len(p))
                 weights(q, k, n, h, begin, end, bias, own, scale, seen, zeros, panels, numbers, p, q, k, v, y)
                 if keep.size:
-                    element = np.uint32(index + np.uint32((here * rows + begin) * keys))
-                    keep_weights(keep, end - begin, element, word0, word1, least, seen + begin)
-                    drop(p, keep, end - begin, keep_scale, p, seen + begin)
+                    drop_weights(p, here, begin, end, rows, index, word0, word1, least, keep_scale, keep, p, seen)
                 means(at, room, v, n, h, begin, end, zeros, y, seen)
 
 
@@ -225,7 +238,7 @@ def attend_gradient(
 ) -> None:  # fmt: skip
     """``dV = Rᵀ dY``, ``dR = dY Vᵀ``, ``dZ = s P (dP - rowsum(dP P))``, ``dQ = dZ K``, ``dK = dZᵀ Q``; db is added to.
 
-    P is computed again.  dz is memory as p is, the rest as in :func:`attend`.
+    P is computed again.  dz is memory as p is, v_panels for all values of a head, the rest as in :func:`attend`.
     """
     wide_vectors()
     count, heads, rows, _ = q.shape
@@ -242,9 +255,7 @@ def attend_gradient(
                 end = min(rows, begin + len(p))
                 weights(q, k, n, h, begin, end, bias, own, scale, seen, zeros, panels, numbers, p, dy, v, q, dv)
                 if keep.size:
-                    element = np.uint32(index + np.uint32((here * rows + begin) * keys))
-                    keep_weights(keep, end - begin, element, word0, word1, least, seen + begin)
-                    drop(p, keep, end - begin, keep_scale, dz, seen + begin)
+                    drop_weights(p, here, begin, end, rows, index, word0, word1, least, keep_scale, keep, dz, seen)
                 if want_v:
                     add_transposed_means(to if keep.size else at, room, dy, n, h, begin, end, zeros, dv, seen)
                 if not want_z:

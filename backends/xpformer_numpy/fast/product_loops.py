@@ -36,7 +36,7 @@ LARGEST = 1 << 18
 Beside larger ones OpenBLAS is as fast."""
 ZEROS = np.zeros(COLUMNS, F)
 """Added to a tile that nothing is added to."""
-_DEPTH = 384
+DEPTH = 384
 """Steps of a tile whose panel and rows stay near the first cache; then its sums are added to memory."""
 _GROUP = 1 << 17
 """Elements of the panels, or of dy's rows, that are read again and again: a quarter of the second cache."""
@@ -86,14 +86,14 @@ def fetch_part(array: Any, first: Any, stop: Any, part: Any, parts: Any) -> None
 
 @inlined
 def multiply(x: Any, panels: Any, bias: Any, y: Any, begin: Any, end: Any) -> None:
-    """``y = x W + b`` of some rows, W in panels; a number is one sum over k in order, in pieces of :data:`_DEPTH`.
+    """``y = x W + b`` of some rows, W in panels; a number is one sum over k in order, in pieces of :data:`DEPTH`.
 
     While a tile is computed, a part of the next rows of x and y is asked for.
     """
     rows, depth = x.shape
     columns = y.shape[1]
-    for first in range(0, depth, _DEPTH):
-        steps = min(_DEPTH, depth - first)
+    for first in range(0, depth, DEPTH):
+        steps = min(DEPTH, depth - first)
         group = max(1, _GROUP // (steps * COLUMNS))
         for p0 in range(0, len(panels), group):
             parts = min(group, len(panels) - p0)
@@ -164,7 +164,7 @@ def product_of_transposed(x: Any, weight: Any, bias: Any, panels: Any, y: Any) -
 @inlined
 def rows_at_once(depth: Any, columns: Any) -> Any:
     """Rows of both matrices that stay in the second cache for all that is done with them."""
-    return max(_LEAST, min(_DEPTH, _BLOCK // max(1, depth + columns)))
+    return max(_LEAST, min(DEPTH, _BLOCK // max(1, depth + columns)))
 
 
 @loop(R2, R2, R2, R1, W3, W2, W2, W1, types.boolean, types.boolean, types.boolean, before=load)

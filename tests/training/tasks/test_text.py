@@ -41,8 +41,6 @@ from xpformer.rng import host_generator
 from xpformer.training import Recipe, TrainConfig
 from xpformer.training.tasks.text import TEXT, TextConfig, TextSettings
 
-pytestmark = pytest.mark.usefixtures("no_fsync")
-
 WORDS = ("abc", "bca", "cab", "ace")
 
 
