@@ -16,7 +16,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, GPT2LMHeadModel, ViT
 
 import xpformer
 from tests.interop import theirs
-from tests.training.runs import begin, outcome
+from tests.training.runs import STEPS, begin, outcome
 from xpformer.analysis.measure import HUGGING_FACE, equal
 from xpformer.generation import Sampling, generate
 from xpformer.training import checkpoint
@@ -26,8 +26,6 @@ from xpformer.training.session import resume, start
 from xpformer.training.trained import load_trained
 
 pytestmark = pytest.mark.usefixtures("no_fsync")
-
-STEPS = ("steps=6", "evaluate_every=3", "checkpoint_every=0")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -20,6 +20,13 @@ import numpy as np
 from xpformer.rng import host_generator
 from xpformer.training import checkpoint, fs
 
+FILES = ["MANIFEST.json", "config.json", "model.safetensors", "optimizer.safetensors", "state.json"]
+"""Of a checkpoint."""
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
 
 def content(step: int, variant: int = 0, size: int = 12) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, object]]:
     """Tensors and documents that are a function of the step."""
